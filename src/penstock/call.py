@@ -1,0 +1,282 @@
+"""Call and Event: the one language that every layer of Penstock speaks.
+
+A `Call` is a normalized request, whatever wire format it arrived in. An `Event` is one item of its
+answer's stream; a non-streaming body is the fold of the events. Both are plain immutable data:
+text lives here, token ids of a running request live in `penstock.engine.messages`.
+
+Choice numbering: `Event.index` is `prompt_index * n + sample_index`, as in the completions API.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+# --------------------------------------------------------------------------- message parts
+
+
+class TextPart(Struct, frozen=True, tag="text"):
+    text: str
+
+
+class ImagePart(Struct, frozen=True, tag="image"):
+    """An image by URL (may be a data: URL) or by bytes."""
+
+    url: str | None = None
+    data: bytes | None = None
+    media_type: str | None = None
+    detail: str | None = None
+
+
+class ToolCallPart(Struct, frozen=True, tag="tool_call"):
+    """`arguments` is the JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolResultPart(Struct, frozen=True, tag="tool_result"):
+    id: str
+    content: tuple[TextPart | ImagePart, ...] = ()
+    is_error: bool = False
+
+
+class ReasoningPart(Struct, frozen=True, tag="reasoning"):
+    text: str
+    signature: str | None = None
+
+
+Part = TextPart | ImagePart | ToolCallPart | ToolResultPart | ReasoningPart
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class Message(Struct, frozen=True):
+    role: Role
+    parts: tuple[Part, ...] = ()
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text parts joined, without separator."""
+        return "".join(p.text for p in self.parts if isinstance(p, TextPart))
+
+
+class ToolSpec(Struct, frozen=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+class ResponseFormat(Struct, frozen=True):
+    """`schema` is set for kind "json_schema" only."""
+
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    strict: bool = False
+
+
+# --------------------------------------------------------------------------- sampling
+
+
+class SamplingParams(Struct, frozen=True, kw_only=True):
+    """How tokens are chosen and when generation ends. Public in the Python API.
+
+    Defaults are neutral: every field left alone means "the model's own distribution".
+    `validate()` raises InvalidRequest naming the field, the value and the range.
+    """
+
+    n: int = 1
+    max_tokens: int | None = None  # None: what is left of the context
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 (or -1): off
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0  # over prompt and output, as in CTRL (arXiv:1909.05858)
+    presence_penalty: float = 0.0  # over output only, as in the OpenAI API
+    frequency_penalty: float = 0.0  # over output only, as in the OpenAI API
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None  # top-N beside the chosen token; 0: the chosen one only
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        # Lists are the natural thing to write in Python; tuples keep the struct hashable.
+        for field in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                msgspec.structs.force_setattr(self, field, (value,))
+            elif isinstance(value, list):
+                msgspec.structs.force_setattr(self, field, tuple(value))
+
+    def validate(self) -> SamplingParams:
+        """Check every range; returns self. Limits are stated once, in `_RANGES` and below."""
+        from penstock._sampling_checks import check_sampling
+
+        check_sampling(self)
+        return self
+
+
+# --------------------------------------------------------------------------- the call
+
+
+class CachePolicy(Struct, frozen=True):
+    """What the prefix cache may do for this call."""
+
+    read: bool = True
+    store: bool = True
+    salt: str = ""  # calls with different salts never share a block
+    key: str | None = None  # affinity hint, not isolation
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One normalized request.
+
+    kind "chat" uses `messages`; kind "completion" uses `prompts`, each a string or token ids.
+    `extra` keeps unknown fields: an upstream of the same format gets them back untouched.
+    """
+
+    kind: Literal["chat", "completion"]
+    model: str
+    messages: tuple[Message, ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str | None = None  # "none", "auto", "required" or a tool's name as "tool:NAME"
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    stream: bool = False
+    stream_usage: bool = False
+    echo: bool = False
+    template_args: dict[str, Any] = {}
+    cache: CachePolicy = CachePolicy()
+    tenant: str = ""
+    priority: int = 0  # lower runs earlier; classes -2 .. 2
+    deadline_s: float | None = None  # seconds from arrival
+    user: str | None = None
+    metadata: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+
+
+# --------------------------------------------------------------------------- events
+
+
+class TopLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: bytes
+    token_id: int
+
+
+class TokenLogprob(Struct, frozen=True):
+    """Natural-log probability of one token under the model's raw distribution.
+
+    `logprob` is None for the first prompt token, which nothing predicts.
+    """
+
+    token: str
+    logprob: float | None
+    bytes: bytes
+    token_id: int
+    top: tuple[TopLogprob, ...] = ()
+
+
+class Usage(Struct, frozen=True):
+    """Counts of tokens. `cached_tokens` is the part of prompt_tokens whose KV was reused."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class PromptEcho(Struct, frozen=True, tag="prompt"):
+    """The prompt itself, sent before any delta when echo or prompt_logprobs was asked for."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class TextDelta(Struct, frozen=True, tag="text"):
+    """`text` may be empty while a character or a possible stop string is held back."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
+    """id and name are set on the first delta of a call only; `arguments` accumulates."""
+
+    index: int
+    call_index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class Finish(Struct, frozen=True, tag="finish"):
+    """`stop` is the stop string or stop token id that ended the choice, None for end of sequence."""
+
+    index: int
+    reason: FinishReason
+    stop: str | int | None = None
+
+
+class Timings(Struct, frozen=True):
+    """Seconds. `queue_s` until admission, `ttft_s` until the first token, `total_s` until the end."""
+
+    queue_s: float = 0.0
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """The last event of every stream that did not fail."""
+
+    usage: Usage
+    timings: Timings = Timings()
+
+
+class Failure(Struct, frozen=True, tag="error"):
+    """The last event of a stream that failed: `kind` and `status` as in penstock.errors."""
+
+    kind: str
+    message: str
+    status: int
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+
+Event = PromptEcho | TextDelta | ReasoningDelta | ToolCallDelta | Finish | Done | Failure

@@ -1,0 +1,140 @@
+"""Every setting of Penstock: typed, frozen, one source of defaults, units in the names.
+
+Flags (`--token-budget`), keyword arguments (`LLM(token_budget=…)`) and the reference page
+`docs/settings.md` come from these records. Each field carries its reason in `Meta(description=…)`.
+Unknown keys are refused with the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from penstock.errors import ConfigError
+
+S = TypeVar("S", bound=Struct)
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+
+
+class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One loaded model and how it is run."""
+
+    model: Annotated[str, Meta(description="catalogue name, GGUF file or safetensors folder")] = "smollm2"
+    backend: Annotated[
+        Literal["auto", "reference"], Meta(description="kernel backend; auto takes the fastest that serves the model")
+    ] = "auto"
+    max_context: Annotated[
+        PositiveInt | None, Meta(description="tokens; None: what the model declares and the KV pool can hold")
+    ] = None
+    kv_bytes: Annotated[
+        PositiveInt | None, Meta(description="bytes of KV memory; None: kv_share of what machine or cgroup has free")
+    ] = None
+    kv_share: Annotated[
+        float, Meta(gt=0, le=0.95, description="share of free memory for KV; the rest is for weights, steps, others")
+    ] = 0.25
+    block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
+    prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
+    max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most")] = 256
+    token_budget: Annotated[
+        int, Meta(ge=1, description="tokens computed in one step at most; bounds the stall a long prompt can cause")
+    ] = 512
+    max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024
+    deadline_s: Annotated[
+        PositiveFloat | None, Meta(description="seconds from arrival until a request is given up; None: no limit")
+    ] = None
+    async_depth: Annotated[
+        int, Meta(ge=0, le=1, description="steps launched before the previous one's tokens are known")
+    ] = 1
+    aging_s: Annotated[
+        float, Meta(gt=0, description="seconds of waiting that lift a request by one priority class")
+    ] = 30.0
+    tenant_weights: Annotated[
+        dict[str, float], Meta(description="share of tokens per tenant under contention; 1 where absent")
+    ] = {}
+    speculation: Annotated[dict[str, Any] | None, Meta(description="drafter; None: off")] = None
+
+    def __post_init__(self) -> None:
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size: {self.block_size} is not a power of two; use 16 or 32")
+        if self.speculation is not None:
+            raise ConfigError("speculation: no drafter is available yet; use None")
+        for tenant, weight in self.tenant_weights.items():
+            if not weight > 0:
+                raise ConfigError(f"tenant_weights.{tenant}: {weight} must be above 0")
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: Annotated[str, Meta(description="address to listen on; any but loopback needs an API key")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free one and prints it")] = 8000
+    api_key: Annotated[str | None, Meta(description="bearer key; None on loopback: none needed; else one is made")] = (
+        None
+    )
+    served_model_name: Annotated[str | None, Meta(description="model id in the API; None: the model's own")] = None
+    engine: Annotated[
+        str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
+    ] = None
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = 32 * 2**20
+    allowed_hosts: Annotated[
+        tuple[str, ...], Meta(description="further names accepted in the Host header (DNS rebinding)")
+    ] = ()
+    cors_origins: Annotated[tuple[str, ...], Meta(description="origins allowed by CORS; none by default")] = ()
+    drain_s: Annotated[float, Meta(ge=0, description="seconds that running streams get after SIGTERM")] = 30.0
+    keepalive_s: Annotated[float, Meta(gt=0, description="seconds between SSE comments while nothing is sent")] = 15.0
+    slow_reader_s: Annotated[
+        float, Meta(gt=0, description="seconds that one write may block before the stream is cancelled")
+    ] = 60.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of penstock's own log")] = (
+        "info"
+    )
+
+
+def build(cls: type[S], **values: Any) -> S:
+    """Make a settings record from keyword arguments, None meaning "left alone" only where None is legal.
+
+    Raises ConfigError naming the path, the given value, and the nearest right key for an unknown one.
+    """
+    known = cls.__struct_fields__
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{key}: no such setting{hint}")
+    try:
+        return msgspec.convert(values, cls, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
+
+
+def describe(cls: type[Struct]) -> list[tuple[str, str, Any, str]]:
+    """(name, type, default, description) per field: the source of flags and of docs/settings.md."""
+    hints = get_type_hints(cls, include_extras=True)
+    rows = []
+    for info in msgspec.structs.fields(cls):
+        hint = hints[info.name]
+        meta = next(m for m in hint.__metadata__ if isinstance(m, Meta))
+        default = info.default
+        if default is msgspec.NODEFAULT:
+            default = info.default_factory()  # type: ignore[operator]
+        kind = hint.__origin__
+        rows.append((info.name, _type_name(kind), default, meta.description or ""))
+    return rows
+
+
+def _type_name(kind: Any) -> str:
+    """`Literal["a", "b"] -> a|b`, `Annotated[int, …] | None -> int|None`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "|".join(str(a) for a in args)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin in (Union, UnionType):
+        return "|".join(_type_name(a) for a in args)
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))

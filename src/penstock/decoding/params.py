@@ -1,0 +1,44 @@
+"""TokenSampling: SamplingParams resolved against one model, the form that engines understand."""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+
+
+class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ids instead of strings, nothing left open.
+
+    `stop_token_ids` includes the model's end-of-sequence ids unless ignore_eos was asked for.
+    `seed` is always set (the caller draws one if the user gave none).
+    `logprobs`/`prompt_logprobs` are -1 when not wanted, else the number of alternatives.
+    """
+
+    max_tokens: int
+    seed: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()  # empty: all
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+
+
+class RowLogprobs(Struct, frozen=True):
+    """Log-probabilities of n consecutive positions, natural log, of the model's raw distribution.
+
+    chosen: float32[n]; top_ids: int32[n, k]; top: float32[n, k] (k >= 0, best first).
+    """
+
+    chosen: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray

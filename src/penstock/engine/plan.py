@@ -1,0 +1,123 @@
+"""StepPlan and StepResult: what the scheduler decides and what the device answers.
+
+Both are values: arrays in them are read-only, nobody edits a plan after `schedule()` returned it,
+and (plan, result) pairs can be logged, replayed and simulated.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.resource import TableUpdate
+
+
+def frozen_array(values: Any, dtype: Any) -> np.ndarray:
+    """A read-only array; copies only if `values` is not already such an array."""
+    array = np.asarray(values, dtype=dtype)
+    if array.flags.writeable:
+        if array.base is not None or array is values:
+            array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+class Admission(Struct, frozen=True):
+    """A request enters `slot`: the device's table row is written anew.
+
+    tokens: int32[known], prompt followed by what was generated before a preemption.
+    """
+
+    slot: int
+    generation: int
+    tokens: np.ndarray
+    prompt_len: int
+    sampling: TokenSampling
+
+
+class StepPlan(Struct, frozen=True, kw_only=True):
+    """One step: decided by the scheduler, executed by the device, edited by nobody.
+
+    Rows are in attention order. R rows; row r computes positions
+    [starts[r], starts[r] + counts[r]) of the request in slots[r].
+
+    slots, generations, starts, counts: int32[R]; sum(counts) <= token_budget.
+    samples: bool[R], the row reaches the end of its known tokens, so a token is drawn after it.
+    prompt_logits: bool[R], log-probabilities of every computed prompt position are wanted.
+    admissions and updates apply before the rows.
+    """
+
+    step: int
+    slots: np.ndarray
+    generations: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    samples: np.ndarray
+    prompt_logits: np.ndarray
+    admissions: tuple[Admission, ...] = ()
+    updates: tuple[TableUpdate, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.counts.sum())
+
+
+class StepResult(Struct, frozen=True, kw_only=True):
+    """The device's answer to one plan, rows in the plan's order.
+
+    tokens: int32[R], the drawn token, -1 where the row did not sample.
+    logprobs, prompt_logprobs: row index -> RowLogprobs, only for rows that asked.
+    prompt_logprobs of a row cover the plan's positions that predict a prompt token.
+    """
+
+    step: int
+    tokens: np.ndarray
+    logprobs: dict[int, RowLogprobs] = {}
+    prompt_logprobs: dict[int, RowLogprobs] = {}
+
+
+class Pending(Protocol):
+    """A launched step."""
+
+    def wait(self) -> StepResult:
+        """Block until the step is done. Raises what the step raised."""
+        ...
+
+
+class Device(Protocol):
+    """Executes plans in launch order. `launch` never blocks on the step itself."""
+
+    def launch(self, plan: StepPlan) -> Pending: ...
+
+    def close(self) -> None: ...
+
+
+def _enc(obj: Any) -> Any:
+    if isinstance(obj, np.ndarray):
+        return {"dtype": obj.dtype.str, "shape": obj.shape, "data": obj.tobytes()}
+    raise NotImplementedError(type(obj))
+
+
+def _dec(kind: type, obj: Any) -> Any:
+    if kind is np.ndarray:
+        array = np.frombuffer(obj["data"], dtype=obj["dtype"]).reshape(obj["shape"])
+        return array
+    raise NotImplementedError(kind)
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    """MessagePack bytes, for the step log."""
+    return msgspec.msgpack.encode(plan, enc_hook=_enc)
+
+
+def decode_plan(data: bytes) -> StepPlan:
+    """Inverse of `encode_plan`."""
+    return msgspec.msgpack.decode(data, type=StepPlan, dec_hook=_dec)

@@ -1,0 +1,97 @@
+"""KV groups: which layers share blocks, and how one pool of bytes serves all of them.
+
+A *group* is a set of layers that must keep the same tokens: all of them (full attention) or the
+last W (sliding window). Layers are split into groups of equal count, the last of a kind padded, so
+that a block of any group has the same size in bytes and one pool serves all (Jenga,
+arXiv:2503.18292). Layout of one block, row-major:
+
+    [layer in group][0: K, 1: V][token in block][kv head][head dim]
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from msgspec import Struct
+
+
+class LayerKV(Struct, frozen=True):
+    """What one layer keeps. window: None for full attention, else W: position p sees p-W+1 … p."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+class Group(Struct, frozen=True):
+    """layers: indices into the model's layers; index i of the group is `layers[i]`."""
+
+    window: int | None
+    layers: tuple[int, ...]
+
+
+class KVLayout(Struct, frozen=True):
+    """The shape of the pool. `layer_place[l]` is (group, index within the group) of layer l."""
+
+    groups: tuple[Group, ...]
+    layers_per_group: int
+    block_size: int
+    kv_heads: int
+    head_dim: int
+    itemsize: int
+    layer_place: tuple[tuple[int, int], ...]
+
+    @property
+    def block_bytes(self) -> int:
+        return self.layers_per_group * 2 * self.block_size * self.kv_heads * self.head_dim * self.itemsize
+
+    def bytes_for(self, num_tokens: int) -> int:
+        """Bytes that one request of `num_tokens` needs at most (a window plus one block each)."""
+        return self.blocks_for(num_tokens) * self.block_bytes
+
+    def blocks_for(self, num_tokens: int, chunk: int = 0) -> int:
+        """Blocks over all groups that a request of `num_tokens` holds at its largest, when it is
+        computed in chunks of at most `chunk` tokens."""
+        total = 0
+        for group in self.groups:
+            kept = num_tokens
+            if group.window is not None:
+                kept = min(num_tokens, group.window + max(chunk, 1) + self.block_size)
+            total += -(-kept // self.block_size)
+        return total
+
+
+def plan_layout(layers: list[LayerKV], block_size: int, itemsize: int) -> KVLayout:
+    """Split `layers` into equal-count groups per kind.
+
+    The count is the one that wastes least padding: the greatest common divisor of the kinds'
+    counts if that is at least half of the smallest kind, else the smallest kind's count.
+    Heads and head size must agree over all layers (ValueError otherwise).
+    """
+    shapes = {(layer.kv_heads, layer.head_dim) for layer in layers}
+    if len(shapes) != 1:
+        raise ValueError(f"layers keep KV of different shapes {sorted(shapes)}; one pool needs one shape")
+    kinds: dict[int | None, list[int]] = {}
+    for index, layer in enumerate(layers):
+        kinds.setdefault(layer.window, []).append(index)
+    counts = [len(members) for members in kinds.values()]
+    smallest, common = min(counts), gcd(*counts)
+    per_group = common if 2 * common >= smallest else smallest
+    groups: list[Group] = []
+    place: dict[int, tuple[int, int]] = {}
+    for window, members in kinds.items():
+        for first in range(0, len(members), per_group):
+            chunk = members[first : first + per_group]
+            for i, layer_index in enumerate(chunk):
+                place[layer_index] = (len(groups), i)
+            groups.append(Group(window=window, layers=tuple(chunk)))
+    kv_heads, head_dim = shapes.pop()
+    return KVLayout(
+        groups=tuple(groups),
+        layers_per_group=per_group,
+        block_size=block_size,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        itemsize=itemsize,
+        layer_place=tuple(place[i] for i in range(len(layers))),
+    )
