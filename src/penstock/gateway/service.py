@@ -1,0 +1,73 @@
+"""ModelService: what the HTTP routes need from whatever answers a Call.
+
+Implemented by the local engine (`penstock.engine.service.EngineService`), and later by routers over
+several upstreams. Errors are PenstockErrors: raised when nothing was sent yet, else a `Failure`
+event ends the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from penstock.call import Call, Event, Message, ToolSpec
+
+
+class ModelCard(Struct, frozen=True):
+    id: str
+    created: int  # Unix seconds
+    max_context: int
+    owned_by: str = "penstock"
+
+
+class Health(Struct, frozen=True):
+    """Three answers, all tied to completed steps.
+
+    alive: the engine answers, and if it has work then steps complete.
+    ready: requests are accepted now (model loaded, not draining).
+    """
+
+    alive: bool
+    ready: bool
+    detail: str
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    restarts: int = 0
+
+
+class ModelService(Protocol):
+    async def start(self) -> None:
+        """Begin loading. Returns at once; `health()` tells when ready."""
+        ...
+
+    def models(self) -> list[ModelCard]:
+        """Served models; known (from settings) even before the engine is ready."""
+        ...
+
+    def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]:
+        """Answer a call. Closing the iterator (aclose, cancellation) aborts it within one step.
+
+        Raises NotFound (unknown model), InvalidRequest, ContextOverflow, Overloaded,
+        EngineUnavailable before the first event. After it, a `Failure` event ends the stream;
+        otherwise `Done` does. Per choice one `Finish`.
+        """
+        ...
+
+    async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]: ...
+
+    async def tokenize_chat(
+        self, model: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], add_generation_prompt: bool
+    ) -> list[int]: ...
+
+    async def detokenize(self, model: str, tokens: list[int]) -> str: ...
+
+    def health(self) -> Health: ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, let running requests finish for at most `timeout_s`."""
+        ...
+
+    async def close(self) -> None: ...
