@@ -1,0 +1,61 @@
+# serve, test, lint, bench, clean. Each target sets up what it needs in .venv and is quick when
+# nothing changed: stamp files remember the install, pyproject.toml and constraints.txt renew it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS   ?=
+
+# Two test workers on two cores: one thread of BLAS each, or they fight over the cores.
+TEST_WORKERS ?= 2
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+            HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
+
+.PHONY: serve test lint bench clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve   install what serving needs and serve SmolLM2 on http://127.0.0.1:8000"
+	@echo "make test    install the test dependencies and run all tests"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   penstock bench offline on the default model"
+	@echo "make clean   remove .venv and everything generated"
+	@echo "ARGS=…       is passed on: make test ARGS='tests/kv -x'"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $(VENV)/.base $@
+
+$(VENV)/.lint: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $(VENV)/.base $@
+
+serve: $(VENV)/.base
+	$(BIN)/penstock serve $(ARGS)
+
+# The model of the end-to-end tests is pulled first: two workers need not race for it.
+test: $(VENV)/.test
+	$(BIN)/penstock pull smollm2
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(VENV)/.base
+	$(BIN)/penstock bench offline $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f .coverage .coverage.*
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
