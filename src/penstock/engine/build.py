@@ -1,0 +1,222 @@
+"""Building an engine: settings → memory plan → model → EngineCore.
+
+The memory plan is made and checked before anything is allocated: weights + step workspace + KV.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from penstock.config import EngineSettings
+from penstock.engine.loop import Clock, EngineCore, Sink
+from penstock.engine.messages import Loading, Ready
+from penstock.engine.plan import Device
+from penstock.engine.policy import OrderPolicy
+from penstock.engine.requests import RequestTable
+from penstock.engine.scheduler import Scheduler
+from penstock.errors import ModelRefused
+from penstock.kv.groups import KVLayout, LayerKV, plan_layout
+from penstock.kv.resource import KVResource
+
+# A pool below this many blocks of every group thrashes; refusing says more than crawling.
+MIN_BLOCKS_PER_GROUP = 8
+
+
+class CoreShape(Struct, frozen=True, kw_only=True):
+    """Everything about an engine core but its device."""
+
+    layout: KVLayout
+    num_blocks: int
+    num_slots: int
+    max_context: int
+    token_budget: int
+    async_depth: int
+    max_queue: int
+    prefix_cache: bool
+    namespace: bytes
+    deadline_s: float | None = None
+    aging_s: float = 30.0
+    tenant_weights: dict[str, float] = {}
+
+
+def assemble_core(shape: CoreShape, device: Device, sink: Sink, clock: Clock) -> EngineCore:
+    """Wire table, policy, KV, scheduler and loop over `device`."""
+    table = RequestTable(shape.num_slots, shape.max_context)
+    kv = KVResource(
+        layout=shape.layout,
+        num_blocks=shape.num_blocks,
+        num_slots=shape.num_slots,
+        max_context=shape.max_context,
+        namespace=shape.namespace,
+        prefix_cache=shape.prefix_cache,
+    )
+    policy = OrderPolicy(shape.tenant_weights, shape.aging_s)
+    scheduler = Scheduler(table, policy, [kv], shape.token_budget)
+    return EngineCore(
+        scheduler,
+        kv,
+        device,
+        sink,
+        clock,
+        depth=shape.async_depth,
+        max_queue=shape.max_queue,
+        deadline_s=shape.deadline_s,
+    )
+
+
+class MemoryPlan(Struct, frozen=True, kw_only=True):
+    """Bytes. `available` is what machine and cgroup have free before anything is taken."""
+
+    available: int
+    weights: int
+    workspace: int
+    kv: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.workspace + self.kv
+
+
+def plan_memory(
+    settings: EngineSettings, layout: KVLayout, available: int, weights: int, workspace: int
+) -> MemoryPlan:
+    """Choose the KV bytes. ModelRefused with the numbers if the model does not fit."""
+    need = weights + workspace
+    least = MIN_BLOCKS_PER_GROUP * len(layout.groups) * layout.block_bytes
+    if need + least > available:
+        raise ModelRefused(
+            f"{settings.model}: needs {_gib(weights)} for weights and {_gib(workspace)} for a step of "
+            f"{settings.token_budget} tokens, {_gib(least)} for the least KV; {_gib(available)} are free. "
+            "Free memory, lower token_budget or take a smaller model"
+        )
+    kv = settings.kv_bytes
+    if kv is None:
+        kv = max(least, min(int(available * settings.kv_share), available - need))
+    elif need + kv > available:
+        raise ModelRefused(
+            f"kv_bytes: {_gib(kv)} beside {_gib(need)} for the model exceed the {_gib(available)} that are free"
+        )
+    elif kv < least:
+        raise ModelRefused(f"kv_bytes: {kv} is below the least useful pool of {least} bytes for this model")
+    return MemoryPlan(available=available, weights=weights, workspace=workspace, kv=kv)
+
+
+def longest_context(layout: KVLayout, num_blocks: int, declared: int, chunk: int) -> int:
+    """Tokens of the longest request that fits alone in the pool, at most `declared`.
+
+    Since no request may be longer, a request alone in the pool always gets its blocks.
+    """
+    if layout.blocks_for(declared, chunk) <= num_blocks:
+        return declared
+    low, high = 0, declared
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if layout.blocks_for(middle, chunk) <= num_blocks else (low, middle)
+    return low
+
+
+def build_engine(
+    settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
+) -> tuple[EngineCore, Ready]:
+    """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
+    from penstock.decoding.sampling import Sampler
+    from penstock.engine.runner import ModelRunner
+    from penstock.kv.identity import namespace_digest
+    from penstock.models.load import inspect_model, load_model
+    from penstock.models.sources import resolve
+    from penstock.models.spec import kv_layers
+    from penstock.observe.machine import available_memory
+
+    timer = _Timer()
+    path = Path(resolve(settings.model))
+    on_loading(Loading("inspect", 0.0))
+    info = inspect_model(path)
+    timer.lap("inspect_s")
+    spec = info.spec
+    layout = plan_layout([LayerKV(*layer) for layer in kv_layers(spec)], settings.block_size, itemsize=4)
+    memory = plan_memory(
+        settings,
+        layout,
+        available_memory(),
+        weights=info.memory_bytes(settings.backend),
+        workspace=info.workspace_bytes(settings.backend, settings.token_budget),
+    )
+    num_blocks = memory.kv // layout.block_bytes
+    declared = min(spec.max_context, settings.max_context or spec.max_context)
+    max_context = longest_context(layout, num_blocks, declared, settings.token_budget)
+    model = load_model(info, settings.backend, lambda phase, share: on_loading(Loading(phase, share)))
+    timer.lap("weights_s")
+    shape = CoreShape(
+        layout=layout,
+        num_blocks=num_blocks,
+        num_slots=settings.max_running,
+        max_context=max_context,
+        token_budget=settings.token_budget,
+        async_depth=settings.async_depth,
+        max_queue=settings.max_queue,
+        prefix_cache=settings.prefix_cache,
+        namespace=namespace_digest(_namespace(info.revision, model.backend, layout)),
+        deadline_s=settings.deadline_s,
+        aging_s=settings.aging_s,
+        tenant_weights=settings.tenant_weights,
+    )
+    runner = ModelRunner(
+        model,
+        model.allocate_kv(layout, num_blocks),
+        Sampler(settings.max_running, spec.vocab_size),
+        num_slots=settings.max_running,
+        max_context=max_context,
+        num_groups=len(layout.groups),
+        block_size=settings.block_size,
+    )
+    core = assemble_core(shape, runner, sink, time.monotonic)
+    timer.lap("engine_s")
+    ready = Ready(
+        model_id=info.id,
+        model_path=str(path),
+        max_context=max_context,
+        vocab_size=spec.vocab_size,
+        backend=model.backend,
+        plan={
+            "available": memory.available,
+            "weights": memory.weights,
+            "workspace": memory.workspace,
+            "kv": num_blocks * layout.block_bytes,
+            "kv_tokens": num_blocks * settings.block_size // len(layout.groups),
+        },
+        timings=timer.laps,
+    )
+    return core, ready
+
+
+def _namespace(revision: str, backend: str, layout: KVLayout) -> dict[str, object]:
+    """What must be equal for two engines to share a block."""
+    return {
+        "format": 1,
+        "weights": revision,
+        "numerics": backend,
+        "kv_dtype": "float32",
+        "block_size": layout.block_size,
+        "groups": [[group.window or 0, list(group.layers)] for group in layout.groups],
+        "kv_heads": layout.kv_heads,
+        "head_dim": layout.head_dim,
+    }
+
+
+class _Timer:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

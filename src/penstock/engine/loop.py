@@ -1,0 +1,333 @@
+"""EngineCore: submit → schedule → launch → apply → deltas.
+
+Asynchrony is a number. With `depth` 0 a step is launched and waited for; with depth 1 step n+1 is
+planned and launched before step n's tokens are known, so the device never waits for the host:
+
+    depth 0   host    plan 1 |--wait--| apply 1, plan 2 |--wait--| apply 2 …
+              device         [ step 1 ]       idle      [ step 2 ]
+
+    depth 1   host    plan 1, plan 2 |wait| apply 1, plan 3 |wait| apply 2, plan 4 …
+              device         [ step 1 ][       step 2       ][       step 3 …
+
+A row's input token lives in the device's own table, so planning needs only lengths. An end of
+sequence that the host learns of one step late wastes that one row: its result names an old
+generation and is dropped.
+
+Single-threaded: one thread calls every method. Deltas leave through `sink` grouped by caller.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from penstock.engine.messages import Delta, Finish, Progress, Submit
+from penstock.engine.outputs import OutputBuilder
+from penstock.engine.plan import Device, Pending, StepPlan, StepResult
+from penstock.engine.requests import Request
+from penstock.engine.scheduler import Scheduler
+from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, PenstockError
+
+if TYPE_CHECKING:
+    from penstock.kv.resource import KVResource
+
+Sink = Callable[[str, list[Delta]], None]
+Clock = Callable[[], float]
+
+
+class InFlight(Struct):
+    plan: StepPlan
+    pending: Pending
+    launched_s: float
+
+
+class EngineCore:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        kv: KVResource,
+        device: Device,
+        sink: Sink,
+        clock: Clock,
+        depth: int,
+        max_queue: int,
+        deadline_s: float | None = None,
+        step_log: Callable[[StepPlan, StepResult], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.table = scheduler.table
+        self.kv = kv
+        self._device = device
+        self._sink = sink
+        self._clock = clock
+        self._depth = depth
+        self._max_queue = max_queue
+        self._deadline_s = deadline_s
+        self._step_log = step_log
+        self._in_flight: deque[InFlight] = deque()
+        self._requests: dict[tuple[str, str], Request] = {}
+        self._siblings: dict[tuple[str, str], list[Request]] = {}  # leader -> requests that wait for it
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._outputs = OutputBuilder(self.table)
+        self._arrivals = 0
+        self._steps = 0
+        self._last_step_s = clock()
+        self._busy_s = 0.0
+        self._device_free_s = 0.0  # when the device finished its last known step
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._finished = 0
+        scheduler.on_impossible = self._fail_impossible
+
+    # ------------------------------------------------------------------ requests
+
+    def submit(self, client: str, request: Submit) -> None:
+        """Queue a request. A refusal is a delta with an error, like everything a caller hears."""
+        now = self._clock()
+        try:
+            self._check(client, request)
+        except PenstockError as error:
+            self._refuse(client, request.id, error)
+            return
+        record = Request(client, request, self._arrivals, now)
+        self._arrivals += 1
+        if record.expires_s is None and self._deadline_s is not None:
+            record.expires_s = now + self._deadline_s
+        if record.expires_s is not None:
+            heapq.heappush(self._deadlines, (record.expires_s, record.arrival, record))
+        self._requests[client, request.id] = record
+        self.scheduler.policy.tenants.arrive(record.tenant)
+        leader = self._requests.get((client, request.leader)) if request.leader else None
+        if leader is not None and not leader.announced:
+            self._siblings.setdefault((client, leader.id), []).append(record)
+        else:
+            self.scheduler.policy.push(record)
+
+    def abort(self, client: str, request_id: str, keep: int | None = None) -> None:
+        """End a request now; unknown ids are ignored (it may have just finished). `keep` is the
+        caller's count of generated tokens that stand; what came after it is not counted."""
+        request = self._requests.get((client, request_id))
+        if request is None:
+            return
+        generated = len(request.known) - request.prompt_len
+        if keep is not None and 0 <= keep < generated:
+            self._generated_tokens -= generated - keep
+        self._end(request)
+
+    def drop_client(self, client: str) -> None:
+        """Abort all requests of a caller that went away."""
+        for owner, request_id in [key for key in self._requests if key[0] == client]:
+            self.abort(owner, request_id)
+
+    # ------------------------------------------------------------------ the loop
+
+    @property
+    def has_work(self) -> bool:
+        """A call of `step` would do something."""
+        return bool(self._requests or self._in_flight)
+
+    def step(self) -> None:
+        """Plan and launch a step; once more than `depth` are in flight, apply the oldest."""
+        now = self._clock()
+        self._expire(now)
+        plan = self.scheduler.schedule(now)
+        if plan is not None:
+            self._in_flight.append(InFlight(plan, self._device.launch(plan), now))
+        if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
+            self._apply(self._in_flight.popleft())
+
+    def _apply(self, done: InFlight) -> None:
+        plan, result = done.plan, done.pending.wait()
+        if self._step_log is not None:
+            self._step_log(plan, result)
+        now = self._clock()
+        self._busy_s += now - max(done.launched_s, self._device_free_s)
+        self._device_free_s = self._last_step_s = now
+        self._steps += 1
+        table = self.table
+        live = table.generation[plan.slots] == plan.generations
+        slots = plan.slots[live]
+        table.in_flight[slots] -= 1
+        self._commit(slots, plan.counts[live])
+        drew = live & plan.samples
+        drawn = plan.slots[drew]
+        tokens = result.tokens[drew]
+        known = table.known[drawn]
+        table.tokens[drawn, known] = tokens
+        known = known + 1
+        table.known[drawn] = known
+        table.pending[drawn] -= 1
+        stopped = (table.stop_ids[drawn] == tokens[:, None]).any(axis=1) & (known > table.min_known[drawn])
+        ended = stopped | (known >= table.limit[drawn])
+        self._generated_tokens += len(drawn)
+        self._emit(plan, result, drew, tokens, ended)
+        self._requeue_preempted(slots)
+
+    def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
+        """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
+        table = self.table
+        active = table.active[slots]
+        slots, counts = slots[active], counts[active]
+        computed = table.computed[slots] + counts
+        table.computed[slots] = computed
+        for resource in self.scheduler.resources:
+            resource.commit(slots, computed)
+
+    def _emit(
+        self, plan: StepPlan, result: StepResult, drew: np.ndarray, tokens: np.ndarray, ended: np.ndarray
+    ) -> None:
+        """Send every row's token, and end the requests whose last it was."""
+        batches: dict[str, list[Delta]] = {}
+        finished: list[Request] = []
+        if plan.prompt_logits.any():
+            self._outputs.prompt_logprobs(plan, result, batches)
+        rows = np.flatnonzero(drew).tolist()
+        for row, token, maybe_last in zip(rows, tokens.tolist(), ended.tolist(), strict=True):
+            request = self.table.occupant[plan.slots[row]]
+            assert request is not None
+            if not request.announced:
+                self._announce(request)
+            finish = self._finish_reason(request, token) if maybe_last or request.has_many_stops else None
+            delta = self._outputs.delta(request, token, finish, result.logprobs.get(row))
+            batches.setdefault(request.client, []).append(delta)
+            if finish is not None:
+                finished.append(request)
+        for request in finished:
+            self._end(request)
+        for client, deltas in batches.items():
+            self._sink(client, deltas)
+
+    def _finish_reason(self, request: Request, token: int) -> Finish | None:
+        known = int(self.table.known[request.slot])
+        if token in request.stop_set and known - request.prompt_len > request.sampling.min_tokens:
+            return "stop"
+        return "length" if known >= request.limit else None
+
+    def _announce(self, request: Request) -> None:
+        """The first token of a request: its prefill is done, so siblings can share it."""
+        self._prompt_tokens += request.prompt_len
+        self._cached_tokens += request.cached_tokens or 0
+        for sibling in self._siblings.pop((request.client, request.id), ()):
+            self.scheduler.policy.push(sibling)
+
+    def _requeue_preempted(self, slots: np.ndarray) -> None:
+        table = self.table
+        drained = slots[~table.active[slots] & (table.in_flight[slots] == 0)]
+        for slot in drained.tolist():
+            request = table.occupant[slot]
+            if request is not None:  # else it ended with this very step
+                self.scheduler.requeue(request)
+
+    # ------------------------------------------------------------------ endings
+
+    def _end(self, request: Request) -> None:
+        """Forget a request wherever it is. Siblings that waited for it go on without it."""
+        key = (request.client, request.id)
+        if self._requests.pop(key, None) is None:
+            return
+        self._finished += 1
+        if request.slot >= 0:
+            self.scheduler.release(request)
+        elif not self._leave_siblings(request):
+            self.scheduler.policy.remove(request)
+        for sibling in self._siblings.pop(key, ()):
+            self.scheduler.policy.push(sibling)
+        self.scheduler.policy.tenants.depart(request.tenant)
+
+    def _leave_siblings(self, request: Request) -> bool:
+        leader = request.submit.leader
+        waiting = self._siblings.get((request.client, leader)) if leader else None
+        if waiting is None or request not in waiting:
+            return False
+        waiting.remove(request)
+        return True
+
+    def _fail(self, request: Request, error: PenstockError) -> None:
+        self._end(request)
+        self._refuse(request.client, request.id, error)
+
+    def _refuse(self, client: str, request_id: str, error: PenstockError) -> None:
+        report = (error.kind, error.message, error.retry_after_s)
+        self._sink(client, [Delta(id=request_id, finish="error", error=report)])
+
+    def _fail_impossible(self, request: Request) -> None:
+        held = self.kv.layout.blocks_for(len(request.known) + 1)
+        self._fail(
+            request,
+            EngineUnavailable(
+                f"the KV pool has {self.kv.pool.num_blocks} blocks, this request needs {held}; raise kv_bytes"
+            ),
+        )
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, request = heapq.heappop(self._deadlines)
+            if (request.client, request.id) in self._requests:
+                waited = now - request.arrival_s
+                self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
+
+    def _check(self, client: str, request: Submit) -> None:
+        num_tokens = len(request.tokens) // 4
+        room = self.table.tokens.shape[1] - 1
+        if (client, request.id) in self._requests:
+            raise InvalidRequest(f"id: {request.id!r} is already running; use a new id")
+        if num_tokens == 0:
+            raise InvalidRequest("prompt: it has no tokens; at least one is needed")
+        if num_tokens + request.sampling.max_tokens > room:
+            raise InvalidRequest(
+                f"prompt of {num_tokens} tokens and max_tokens {request.sampling.max_tokens} exceed "
+                f"the context of {room}"
+            )
+        waiting = self.scheduler.policy.num_waiting
+        if waiting >= self._max_queue:
+            raise Overloaded(
+                f"max_queue: {waiting} requests are waiting already; retry later", retry_after_s=self._retry_after()
+            )
+
+    def _retry_after(self) -> float:
+        """Seconds until about a tenth of the queue has drained at the present rate, 1 … 60."""
+        if not self._finished or not self._busy_s:
+            return 1.0
+        per_request = self._busy_s / self._finished
+        return float(min(60.0, max(1.0, round(per_request * self._max_queue / 10))))
+
+    # ------------------------------------------------------------------ state
+
+    def progress(self) -> Progress:
+        stats = self.kv.stats()
+        return Progress(
+            steps=self._steps,
+            last_step_s=self._clock() - self._last_step_s,
+            running=len(self.scheduler.running),
+            waiting=len(self._requests) - len(self.scheduler.running),
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self.scheduler.preemptions,
+            finished=self._finished,
+            kv_blocks_total=stats.total,
+            kv_blocks_owned=stats.owned,
+            kv_blocks_reusable=stats.reusable,
+            busy_s=self._busy_s,
+        )
+
+    def check_idle(self) -> None:
+        """With nothing to do every slot, block and counter is back. Raises AssertionError."""
+        assert not self.has_work, "not idle"
+        table = self.table
+        assert table.num_free == len(table.occupant), f"{len(table.occupant) - table.num_free} slots leaked"
+        assert not self._siblings, f"{len(self._siblings)} sibling lists leaked"
+        assert self.scheduler.policy.num_waiting == 0, "waiting requests leaked"
+        self.kv.check()
+        assert self.kv.stats().owned == 0, f"{self.kv.stats().owned} KV blocks leaked"
+
+    def close(self) -> None:
+        """Drop everything and stop the device."""
+        for request in list(self._requests.values()):
+            self._end(request)
+        while self._in_flight:
+            self._in_flight.popleft().pending.wait()
+        self._device.close()

@@ -1,0 +1,254 @@
+"""Scheduler: which tokens of which requests are computed in the next step.
+
+There are no phases. Every request wants its *demand*: the tokens that the host or the device knows
+and whose KV is not yet computed. Prefill, a prefill chunk, decode and recomputation after a
+preemption are the same case. One token budget is shared; each row that wants anything gets at least
+one token before any row gets more, so a long prompt never stalls the streams beside it.
+
+The scheduler reads no clock, imports no kernels and is deterministic. It edits only the host's
+request table; what the device must do is the immutable StepPlan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from penstock.engine.plan import Admission, StepPlan, frozen_array
+from penstock.engine.policy import OrderPolicy
+from penstock.engine.requests import Request, RequestTable
+from penstock.resource import Grant, Resource, TableUpdate
+
+_NO_ROWS = np.empty(0, np.int32)
+
+
+class Scheduler:
+    def __init__(
+        self,
+        table: RequestTable,
+        policy: OrderPolicy,
+        resources: Sequence[Resource],
+        token_budget: int,
+    ) -> None:
+        self.table = table
+        self.policy = policy
+        self.resources = tuple(resources)
+        self.token_budget = token_budget
+        self.preemptions = 0
+        # Called with a request that is alone in the pool and still doesn't fit: its owner ends it.
+        self.on_impossible: Callable[[Request], None] = self.release
+        self._running = _NO_ROWS  # slots, active only
+        self._stale = False  # _running must be rebuilt
+        self._step = 0
+
+    # ------------------------------------------------------------------ the step
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """The next step, or None if nothing can be computed now."""
+        preempted_before = self.preemptions
+        rows = self.policy.order(self.table, self.running)
+        grants = self._share_budget(rows)
+        rows, grants = self._reserve(rows, grants)
+        kept = grants > 0
+        rows, grants = rows[kept], grants[kept]
+        admissions: list[Admission] = []
+        if self.policy.num_waiting and self.preemptions == preempted_before:
+            spare = self.token_budget - int(grants.sum())
+            new_rows, new_grants = self._admit(spare, now, admissions)
+            if new_rows:
+                rows = np.concatenate([rows, np.array(new_rows, np.int32)])
+                grants = np.concatenate([grants, np.array(new_grants, np.int32)])
+        if not len(rows):
+            return None
+        return self._freeze(rows, grants, admissions)
+
+    def _share_budget(self, rows: np.ndarray) -> np.ndarray:
+        """int32[R] tokens granted to each row, in order: one for all who want, then the rest."""
+        table = self.table
+        # The last token of a request needs no KV, hence limit - 1.
+        upto = np.minimum(table.known[rows] + table.pending[rows], table.limit[rows] - 1)
+        demand = upto - table.planned[rows]
+        if int(demand.sum()) <= self.token_budget:
+            return demand
+        first = _fit(np.minimum(demand, 1), self.token_budget)
+        return first + _fit(np.where(first > 0, demand - first, 0), self.token_budget - int(first.sum()))
+
+    def _reserve(self, rows: np.ndarray, grants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reserve every row's grant; when something is full, preempt from the tail of `rows`."""
+        upto = self.table.planned[rows] + grants
+        needy = np.zeros(len(rows), bool)
+        for resource in self.resources:
+            needy |= resource.short(rows, upto)
+        needy &= grants > 0
+        if not needy.any():
+            return rows, grants
+        grants = grants.copy()
+        tail = len(rows) - 1  # rows after it were preempted
+        for i in np.flatnonzero(needy).tolist():
+            slot, length = int(rows[i]), int(upto[i])
+            while i <= tail:
+                grant = self._reserve_all(slot, length)
+                if grant is Grant.GRANTED:
+                    break
+                if grant is Grant.WAIT:
+                    grants[i] = 0
+                    break
+                if i == tail == 0:
+                    self.on_impossible(self._occupant(slot))
+                else:
+                    self._preempt(int(rows[tail]))
+                tail -= 1
+        return rows[: tail + 1], grants[: tail + 1]
+
+    def _reserve_all(self, slot: int, upto: int) -> Grant:
+        """All resources or none."""
+        for i, resource in enumerate(self.resources):
+            grant = resource.reserve(slot, upto)
+            if grant is not Grant.GRANTED:
+                for earlier in self.resources[:i]:
+                    earlier.trim(slot, int(self.table.planned[slot]))
+                return grant
+        return Grant.GRANTED
+
+    def _admit(self, spare: int, now: float, admissions: list[Admission]) -> tuple[list[int], list[int]]:
+        """Let waiting requests in, best first, while budget, slots and resources last."""
+        rows: list[int] = []
+        grants: list[int] = []
+        for request in self.policy.waiting(now):
+            if spare <= 0:
+                break
+            if not self.table.num_free:
+                self._make_way(request, now)
+                if not self.table.num_free:  # the victim's slot is free once its step is applied
+                    break
+            grant, count = self._try_enter(request, spare)
+            while grant is Grant.FULL and self._make_way(request, now):
+                grant, count = self._try_enter(request, spare)
+            if grant is Grant.WAIT:
+                continue
+            if grant is Grant.FULL:
+                break
+            if request.queue_s is None:
+                request.queue_s = now - request.arrival_s
+            self.policy.remove(request)
+            slot = request.slot
+            rows.append(slot)
+            grants.append(count)
+            spare -= count
+            admissions.append(
+                Admission(
+                    slot=slot,
+                    generation=int(self.table.generation[slot]),
+                    tokens=frozen_array(request.held_tokens, np.int32),
+                    prompt_len=request.prompt_len,
+                    sampling=request.sampling,
+                )
+            )
+        return rows, grants
+
+    def _try_enter(self, request: Request, spare: int) -> tuple[Grant, int]:
+        """Give the request a slot and its first tokens; undone unless GRANTED."""
+        table = self.table
+        slot = table.enter(request, self.policy.tenants.index(request.tenant))
+        known = int(table.known[slot])
+        # At least the last known token is computed: its logits are the answer.
+        hit = min(known - 1, *(resource.admit(slot, request) for resource in self.resources))
+        table.computed[slot] = table.planned[slot] = hit
+        count = min(known - hit, spare)
+        grant = self._reserve_all(slot, hit + count)
+        if grant is Grant.GRANTED:
+            if request.cached_tokens is None:
+                request.cached_tokens = hit
+            self._stale = True
+        else:
+            self._vacate(request)
+        return grant, count
+
+    def _make_way(self, request: Request, now: float) -> bool:
+        """Preempt the last running request if its class is lower than that of `request`."""
+        rows = self.running
+        if not len(rows):
+            return False
+        last = int(self.policy.order(self.table, rows)[-1])
+        if self.table.klass[last] <= self.policy.effective_class(request, now):
+            return False
+        self._preempt(last)
+        return True
+
+    def _freeze(self, rows: np.ndarray, grants: np.ndarray, admissions: list[Admission]) -> StepPlan:
+        table = self.table
+        starts = table.planned[rows]
+        ends = starts + grants
+        samples = ends == table.known[rows] + table.pending[rows]
+        table.planned[rows] = ends
+        table.pending[rows] += samples
+        table.in_flight[rows] += 1
+        self.policy.tenants.charge(table.tenant[rows], grants)
+        updates: tuple[TableUpdate, ...] = ()
+        for resource in self.resources:
+            updates += resource.take_updates()
+        self._step += 1
+        return StepPlan(
+            step=self._step,
+            slots=frozen_array(rows, np.int32),
+            generations=frozen_array(table.generation[rows], np.int32),
+            starts=frozen_array(starts, np.int32),
+            counts=frozen_array(grants, np.int32),
+            samples=frozen_array(samples, bool),
+            prompt_logits=frozen_array(table.prompt_logits[rows], bool),
+            admissions=tuple(admissions),
+            updates=updates,
+        )
+
+    # ------------------------------------------------------------------ leaving a slot
+
+    @property
+    def running(self) -> np.ndarray:
+        """int32[R]: active slots, in no particular order."""
+        if self._stale:
+            self._running = np.flatnonzero(self.table.active).astype(np.int32)
+            self._stale = False
+        return self._running
+
+    def release(self, request: Request) -> None:
+        """The request ended: its slot and resources are free for the next plan.
+
+        Steps run in order on the device, so a block given back here may be written by the next
+        plan even while an older step that reads it is in flight.
+        """
+        self._vacate(request)
+
+    def requeue(self, request: Request) -> None:
+        """A preempted request whose last step in flight was applied waits again."""
+        self.table.leave(request)
+        self.policy.push_front(request)
+
+    def _preempt(self, slot: int) -> None:
+        """Take everything from a running request; its tokens in flight are kept when they come."""
+        request = self._occupant(slot)
+        self.preemptions += 1
+        for resource in self.resources:
+            resource.release(slot)
+        self.table.active[slot] = False
+        self._stale = True
+        if not self.table.in_flight[slot]:
+            self.requeue(request)
+
+    def _vacate(self, request: Request) -> None:
+        if self.table.active[request.slot]:  # a preempted one gave everything back already
+            for resource in self.resources:
+                resource.release(request.slot)
+        self.table.leave(request)
+        self._stale = True
+
+    def _occupant(self, slot: int) -> Request:
+        request = self.table.occupant[slot]
+        assert request is not None, f"slot {slot} is planned but empty"
+        return request
+
+
+def _fit(want: np.ndarray, budget: int) -> np.ndarray:
+    """As much of `want` (int32[R]) as fits in `budget`, earlier rows first."""
+    before = np.cumsum(want) - want
+    return np.clip(budget - before, 0, want)
