@@ -1,0 +1,247 @@
+"""The sampler: logits in, one token per row out. Reference implementation, the meaning of every setting.
+
+Order of processing, that of transformers and vLLM:
+
+    1. logit_bias          added to the raw logits: OpenAI defines it on the model's own scores
+    2. penalties           repetition, then frequency, presence: they act on what the user sees as scores
+    3. masks to -inf       allowed_token_ids, bad_words, min_tokens (stop ids): after everything that adds,
+                           since no bias may bring a forbidden token back
+    4. temperature         0 ends here: the largest score, of equal ones the lowest id. Filters can't
+                           change an argmax, so greedy skips them
+    5. top-k, top-p, min-p, typical-p: each on what the one before left, renormalized. After temperature,
+                           so that they cut the distribution that is drawn from
+    6. one draw            inverse CDF with the noise of (seed, position)
+
+If the masks leave no token, min_tokens and bad_words yield: the allowed token with the best score is taken
+(the lowest allowed id if the model rules all of them out). allowed_token_ids never yields.
+
+Invariants: a row's token depends on its own logits, settings, tokens and position only, never on the
+batch; admitting a slot with the tokens it had continues as if it had never left; reported log-probabilities
+are the model's, untouched by 1 to 5. Logits are read, never written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penstock.decoding import draw, filters, philox
+from penstock.decoding.bad_words import BadWords
+from penstock.decoding.logprobs import row_logprobs
+from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.decoding.penalties import Penalties
+from penstock.errors import InvalidRequest, PenstockError
+
+_SEED_MASK = 2**64 - 1  # negative seeds are taken modulo 2**64
+
+
+class NonFiniteLogits(PenstockError):
+    """The model's output for some rows is NaN or +inf, or -inf everywhere; nothing was drawn or recorded.
+
+    `rows` are the indexes of those rows in the call.
+    """
+
+    def __init__(self, rows: list[int], where: str) -> None:
+        super().__init__(
+            f"logits of {where} are NaN, +inf, or -inf for every token: the weights are damaged or an "
+            f"operation overflowed; check the model file, or try another backend"
+        )
+        self.rows = rows
+
+
+def check_token_ids(sampling: TokenSampling, vocab_size: int) -> None:
+    """Raise InvalidRequest for a token id that the model does not have.
+
+    Stop ids may lie beyond: such a token is never drawn, so it never stops anything.
+    """
+    named = {
+        "logit_bias": [token for token, _ in sampling.logit_bias],
+        "allowed_token_ids": sampling.allowed_token_ids,
+        "bad_words": [token for word in sampling.bad_words for token in word],
+    }
+    for field, ids in named.items():
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(
+                    f"{field}: token id {token} is outside [0, {vocab_size - 1}], this model's vocabulary",
+                    param=field,
+                )
+    if not all(sampling.bad_words):
+        raise InvalidRequest("bad_words: a word has no tokens; leave it out", param="bad_words")
+
+
+class _Row:
+    """One request in a slot: its settings and what they need to remember."""
+
+    __slots__ = (
+        "_allowed", "_bad_words", "_bias", "_bias_ids", "_penalties", "_prompt_len", "_stop_ids",
+        "known", "plain", "sampling", "seed",
+    )  # fmt: skip
+
+    def __init__(self, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling, vocab_size: int) -> None:
+        self.sampling = sampling
+        self.seed = sampling.seed & _SEED_MASK
+        self.known = len(tokens)
+        self._prompt_len = prompt_len
+        self._bias_ids = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
+        self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
+        self._allowed = np.array(sampling.allowed_token_ids, dtype=np.int64)
+        self._penalties = Penalties(sampling, tokens, prompt_len) if Penalties.wanted(sampling) else None
+        self._bad_words = BadWords(sampling.bad_words, tokens) if sampling.bad_words else None
+        stop_ids = [token for token in sampling.stop_token_ids if token < vocab_size]
+        self._stop_ids = np.array(stop_ids if sampling.min_tokens else [], dtype=np.int64)
+        lists = (self._bias_ids, self._allowed, self._stop_ids)
+        self.plain = not (self._penalties or self._bad_words or any(map(len, lists)))
+
+    def choose(self, logits: np.ndarray, uniform: float) -> int:
+        """The next token. logits: float32[V] with a finite maximum."""
+        scores = logits
+        if not self.plain:
+            scores = self._scored(logits)
+            best = int(scores.argmax())
+            if scores[best] == -np.inf:
+                return int(self._allowed.min())  # the model rules out all that is allowed
+            scores[self._forbidden()] = -np.inf
+            if scores.max() == -np.inf:
+                return best
+        if self.sampling.temperature == 0.0:
+            return int(scores.argmax())
+        return self._draw(scores, uniform)
+
+    def _scored(self, logits: np.ndarray) -> np.ndarray:
+        """A new float32[V]: bias, penalties and the allowed set."""
+        scores = logits.copy()
+        # One entry per id reaches us (it is a mapping at the API), so plain indexed addition is enough.
+        scores[self._bias_ids] += self._bias
+        if self._penalties:
+            self._penalties.apply(scores)
+        if len(self._allowed):
+            kept = scores[self._allowed]
+            scores.fill(-np.inf)
+            scores[self._allowed] = kept
+        return scores
+
+    def _forbidden(self) -> np.ndarray:
+        """int64[n]: ids that bad_words and min_tokens rule out for the next token."""
+        ids = self._bad_words.forbidden() if self._bad_words else []
+        if self.known - self._prompt_len < self.sampling.min_tokens:
+            return np.concatenate([np.array(ids, dtype=np.int64), self._stop_ids])
+        return np.array(ids, dtype=np.int64)
+
+    def _draw(self, scores: np.ndarray, uniform: float) -> int:
+        """Temperature, filters, draw."""
+        sampling = self.sampling
+        ids: np.ndarray | None = None  # None: all
+        if 0 < sampling.top_k < len(scores):
+            ids = filters.top_k(scores, sampling.top_k)
+            scores = scores[ids]
+        weights = draw.weights(scores, sampling.temperature)
+        for keep, amount, neutral in (
+            (filters.top_p, sampling.top_p, 1.0),
+            (filters.min_p, sampling.min_p, 0.0),
+            (filters.typical_p, sampling.typical_p, 1.0),
+        ):
+            if amount != neutral:
+                kept = keep(weights, amount)
+                weights = weights[kept]
+                ids = kept if ids is None else ids[kept]
+        position = draw.inverse_cdf(weights, uniform)
+        return position if ids is None else int(ids[position])
+
+    def record(self, token: int) -> None:
+        """The token was drawn."""
+        self.known += 1
+        if self._penalties:
+            self._penalties.record(token)
+        if self._bad_words:
+            self._bad_words.record(token)
+
+
+class Sampler:
+    """The device's table of sampling state, one row per slot.
+
+    Steps may be launched one ahead: the drawn tokens are recorded here at once, and the host drops one only
+    by ending its request, whose slot is then released or admitted anew.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int) -> None:
+        self._rows: list[_Row | None] = [None] * num_slots
+        self._vocab_size = vocab_size
+
+    def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None:
+        """Write the slot's row, whatever it held.
+
+        tokens: int32[known], the prompt followed by what was generated before a preemption. Raises
+        InvalidRequest for a token id outside the vocabulary; the slot is then unchanged.
+        """
+        check_token_ids(sampling, self._vocab_size)
+        self._rows[slot] = _Row(tokens, prompt_len, sampling, self._vocab_size)
+
+    def release(self, slot: int) -> None:
+        """Drop what the slot remembers. A free slot may be released again."""
+        self._rows[slot] = None
+
+    def sample(
+        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+        """Draw and record one token per row.
+
+        logits: float32[R, V], C-contiguous; slots: int[R], each slot at most once; positions: int[R], the
+        index that the token will have in its request. Returns int32[R] and, for rows that asked, the raw
+        log-probabilities by row index. Raises NonFiniteLogits or PenstockError before anything is recorded.
+        """
+        rows = self._checked_rows(slots, positions)
+        tokens = logits.argmax(axis=1).astype(np.int32)
+        peaks = logits[np.arange(len(rows)), tokens]  # argmax stops at a NaN, so this finds those too
+        broken = np.flatnonzero(~np.isfinite(peaks)).tolist()
+        if broken:
+            raise NonFiniteLogits(broken, f"slots {[int(slots[i]) for i in broken]}")
+        noise = self._noise(rows)
+        for i, row in enumerate(rows):
+            if not (row.plain and row.sampling.temperature == 0.0):
+                tokens[i] = row.choose(logits[i], noise[i])
+        logprobs = {
+            i: row_logprobs(logits[i : i + 1], tokens[i : i + 1], row.sampling.logprobs)
+            for i, row in enumerate(rows)
+            if row.sampling.logprobs >= 0
+        }
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.record(token)
+        return tokens, logprobs
+
+    def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
+        """Raw log-probabilities of n prompt tokens and of the k best at each place.
+
+        logits: float32[n, V], row i predicts targets[i]; targets: int32[n]; k >= 0, clamped to V.
+        """
+        peaks = logits.max(axis=1)
+        broken = np.flatnonzero(~np.isfinite(peaks)).tolist()
+        if broken:
+            raise NonFiniteLogits(broken, f"prompt rows {broken}")
+        return row_logprobs(logits, targets, k)
+
+    def _checked_rows(self, slots: np.ndarray, positions: np.ndarray) -> list[_Row]:
+        rows = []
+        for slot, position in zip(slots.tolist(), positions.tolist(), strict=True):
+            row = self._rows[slot]
+            if row is None:
+                raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
+            # The noise is a function of the position: an unnoticed shift would change every later token.
+            if position != row.known:
+                raise PenstockError(
+                    f"slot {slot}: asked for the token at position {position}, {row.known} tokens are known"
+                )
+            rows.append(row)
+        if len(set(slots.tolist())) != len(rows):
+            raise PenstockError(f"slots {slots.tolist()}: one slot twice in a step; draw one at a time")
+        return rows
+
+    def _noise(self, rows: list[_Row]) -> list[float]:
+        """One number in [0, 1) per row; 0 where nothing is drawn."""
+        drawing = [i for i, row in enumerate(rows) if row.sampling.temperature != 0.0]
+        noise = [0.0] * len(rows)
+        if drawing:
+            seeds = np.array([rows[i].seed for i in drawing], dtype=np.uint64)
+            drawn = philox.uniform(seeds, np.array([rows[i].known for i in drawing]))
+            for i, value in zip(drawing, drawn.tolist(), strict=True):
+                noise[i] = value
+        return noise
