@@ -112,7 +112,7 @@ class _Cursor:
         try:
             return self.buffer[start:end].decode()
         except UnicodeDecodeError as error:
-            raise self.damaged(f"{what} at offset {start} is not UTF-8 ({error.reason})")
+            raise self.damaged(f"{what} at offset {start} is not UTF-8 ({error.reason})") from None
 
     def strings(self, count: int, what: str) -> _StringArray:
         """Locate `count` strings. A tight loop: vocabularies have 50k to 500k entries."""
