@@ -1,0 +1,111 @@
+"""Starting a model from a command line: pull it if it is not there, show what the time goes to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.call import Done, Event
+    from penstock.llm import AsyncLLM
+
+
+def ensure_model(name: str) -> None:
+    """Pull a catalogue or remote model on first use, with a progress bar; a local path is left alone."""
+    from penstock.cli import console
+    from penstock.models import sources
+
+    if sources.is_present(name):
+        return
+    with console.byte_progress() as progress:
+        sources.pull(name, progress)
+
+
+async def open_llm(model: str | None, engine: dict[str, Any]) -> AsyncLLM:
+    """A started AsyncLLM; a spinner on stderr while it loads."""
+    from penstock.cli import console
+    from penstock.config import EngineSettings, build
+    from penstock.llm import AsyncLLM
+
+    given = engine if model is None else {**engine, "model": model}
+    settings = build(EngineSettings, **given)
+    ensure_model(settings.model)
+    llm = AsyncLLM(**given)
+    with console.err().status(f"loading {settings.model}"):
+        await llm.start()
+    return llm
+
+
+async def print_stream(events: AsyncIterator[Event], said: list[str] | None = None) -> Done | None:
+    """Write text deltas to stdout as they come; returns the Done event.
+
+    said: gets every piece of text, so that the caller has it even if this is cancelled.
+    Raises the PenstockError of a failed stream.
+    """
+    from penstock.call import Done, Failure, ReasoningDelta, TextDelta
+    from penstock.cli import console
+    from penstock.errors import from_kind
+
+    done: Done | None = None
+    wrote = False
+    async for event in events:
+        if isinstance(event, TextDelta | ReasoningDelta) and event.text:
+            wrote = True
+            console.write(event.text)
+            if said is not None and isinstance(event, TextDelta):
+                said.append(event.text)
+        elif isinstance(event, Failure):
+            if wrote:
+                console.write("\n")
+            raise from_kind(event.kind, event.message, param=event.param, retry_after_s=event.retry_after_s)
+        elif isinstance(event, Done):
+            done = event
+    if wrote:
+        console.write("\n")
+    return done
+
+
+class Phases:
+    """Loading phases of a start: a spinner line on a terminal, nothing on a pipe (the log has the times)."""
+
+    def __init__(self) -> None:
+        from penstock.cli import console
+
+        self._start_s = time.monotonic()
+        self._console = console.err()
+        self._status = self._console.status("starting") if self._console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+    def show(self, phase: str, share: float) -> None:
+        if self._status is not None:
+            self._status.update(f"{phase} {share:.0%}")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def memory_plan(plan: dict[str, int]) -> str:
+    """`weights 85.2 MiB + kv 5.5 GiB + workspace 40.1 MiB`, biggest first."""
+    from penstock.cli import console
+
+    parts = sorted(plan.items(), key=lambda item: -item[1])
+    return " + ".join(f"{name.removesuffix('_bytes')} {console.size(amount)}" for name, amount in parts if amount)
+
+
+def setup_logging(level: str) -> None:
+    """Penstock's own log to stderr; libraries only from warnings on."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("penstock").setLevel(level.upper())
