@@ -10,9 +10,9 @@ arXiv:2503.18292). Layout of one block, row-major:
 
 from __future__ import annotations
 
-from math import gcd
-
 from msgspec import Struct
+
+from penstock.errors import ModelRefused
 
 
 class LayerKV(Struct, frozen=True):
@@ -49,34 +49,39 @@ class KVLayout(Struct, frozen=True):
         """Bytes that one request of `num_tokens` needs at most (a window plus one block each)."""
         return self.blocks_for(num_tokens) * self.block_bytes
 
-    def blocks_for(self, num_tokens: int, chunk: int = 0) -> int:
-        """Blocks over all groups that a request of `num_tokens` holds at its largest, when it is
-        computed in chunks of at most `chunk` tokens."""
+    def blocks_for(self, num_tokens: int, chunk: int = 1) -> int:
+        """Blocks over all groups that a request of `num_tokens` holds at its largest, when at most
+        `chunk` tokens beyond the committed ones are reserved at once (steps in flight included)."""
         total = 0
         for group in self.groups:
-            kept = num_tokens
+            blocks = -(-num_tokens // self.block_size)
             if group.window is not None:
-                kept = min(num_tokens, group.window + max(chunk, 1) + self.block_size)
-            total += -(-kept // self.block_size)
+                # W - 1 committed tokens and the chunk, at the worst alignment to block borders.
+                span = group.window - 1 + max(chunk, 1)
+                blocks = min(blocks, -(-(span - 1) // self.block_size) + 1)
+            total += blocks
         return total
 
 
 def plan_layout(layers: list[LayerKV], block_size: int, itemsize: int) -> KVLayout:
-    """Split `layers` into equal-count groups per kind.
+    """Split `layers` into groups of equal count, each of one kind (full, or one window).
 
-    The count is the one that wastes least padding: the greatest common divisor of the kinds'
-    counts if that is at least half of the smallest kind, else the smallest kind's count.
-    Heads and head size must agree over all layers (ValueError otherwise).
+    The count is between half of the smallest kind's and all of it (a smaller one means many groups,
+    each with a block table of its own), the one that pads fewest layers, the largest of those.
+    Heads and head size must agree over all layers (ModelRefused otherwise).
     """
     shapes = {(layer.kv_heads, layer.head_dim) for layer in layers}
     if len(shapes) != 1:
-        raise ValueError(f"layers keep KV of different shapes {sorted(shapes)}; one pool needs one shape")
+        raise ModelRefused(
+            f"layers keep KV of {len(shapes)} shapes (kv_heads, head_dim): {sorted(shapes)}; "
+            "one pool of blocks serves exactly one"
+        )
     kinds: dict[int | None, list[int]] = {}
     for index, layer in enumerate(layers):
         kinds.setdefault(layer.window, []).append(index)
     counts = [len(members) for members in kinds.values()]
-    smallest, common = min(counts), gcd(*counts)
-    per_group = common if 2 * common >= smallest else smallest
+    candidates = range(-(-min(counts) // 2), min(counts) + 1)
+    per_group = min(candidates, key=lambda size: (sum(-count % size for count in counts), -size))
     groups: list[Group] = []
     place: dict[int, tuple[int, int]] = {}
     for window, members in kinds.items():

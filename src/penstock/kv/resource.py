@@ -240,7 +240,6 @@ class KVResource:
 
     # ------------------------------------------------------------------ whole cache
 
-    @property
     def stats(self) -> KVStats:
         return KVStats(
             total=self.pool.num_blocks,
