@@ -1,0 +1,150 @@
+"""From a path to a Model, in two steps: inspect (headers only), then load (takes the memory).
+
+Everything that can be refused is refused while inspecting: an unsupported architecture or feature,
+a tensor that is missing, misshapen or has no place. Loading then only reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from penstock.errors import ModelRefused
+from penstock.kernels.ops import Ops, WeightTensor, get_ops, resolve_backend
+from penstock.models.arch import identify
+from penstock.models.forward import Model
+from penstock.models.spec import DecoderSpec, parameter_count
+from penstock.models.tensors import Tensors, resolve
+from penstock.models.weights.source import WeightSource, open_source
+
+Progress = Callable[[str, float], None]
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What the headers say. `id` is the file's or folder's name; `context` the declared longest one.
+
+    file_bytes: tensors as stored; parameters: weights that the model holds, a tied head once;
+    storage: the element type that most weights have; revision: digest of the content.
+    """
+
+    id: str
+    path: Path
+    format: Literal["gguf", "safetensors"]
+    architecture: str
+    spec: DecoderSpec
+    parameters: int
+    file_bytes: int
+    storage: str
+    context: int
+    revision: str
+
+    def weight_bytes(self, backend: str = "auto") -> int:
+        """Bytes that the weights will take in memory under `backend`."""
+        ops = get_ops(backend)
+        with _opened(self) as (_, tensors):
+            return sum(
+                ops.weight_bytes(part.shape, part.dtype)
+                for group in (tensors.model, *tensors.layers)
+                for parts in group.values()
+                for part in parts
+            )
+
+
+class _opened:
+    """The source of an inspected model and its resolved tensors, closed at the end."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+
+    def __enter__(self) -> tuple[WeightSource, Tensors]:
+        self.source = open_source(self.info.path)
+        if self.source.revision != self.info.revision:
+            raise ModelRefused(
+                f"{self.info.path}: changed since it was inspected (revision {self.source.revision[:12]}, "
+                f"was {self.info.revision[:12]}); start again"
+            )
+        architecture, _, names = identify(self.source)
+        assert architecture.name == self.info.architecture
+        return self.source, resolve(self.source, names, self.info.spec)
+
+    def __exit__(self, *exc: object) -> None:
+        self.source.close()
+
+
+def inspect_model(path: Path | str) -> ModelInfo:
+    """Read headers and configuration; take no memory for weights.
+
+    Raises ModelRefused, naming the path, the reason and the numbers, for anything that can't be
+    served: unknown architecture, unsupported feature, missing, misshapen or superfluous tensor.
+    """
+    path = Path(path)
+    source = open_source(path)
+    try:
+        architecture, config, names = identify(source)
+        spec = architecture.spec(config)
+        resolve(source, names, spec)
+        stored: Counter[str] = Counter()
+        for name in source.names():
+            stored[source.dtype(name)] += prod(source.shape(name))
+        return ModelInfo(
+            id=path.stem if path.is_file() else path.resolve().name,
+            path=path,
+            format=source.kind,
+            architecture=architecture.name,
+            spec=spec,
+            parameters=parameter_count(spec),
+            file_bytes=sum(source.nbytes(name) for name in source.names()),
+            storage=stored.most_common(1)[0][0],
+            context=spec.max_context,
+            revision=source.revision,
+        )
+    except ModelRefused as refused:
+        raise ModelRefused(f"{path}: {refused.message}") from None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelRefused(f"{path}: the configuration can't be read ({type(error).__name__}: {error})") from error
+    finally:
+        source.close()
+
+
+def load_model(
+    info: ModelInfo,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    *,
+    context: int | None = None,
+) -> Model:
+    """Prepare every weight for `backend` and build the Model.
+
+    `progress(what, share)` is called as tensors are done, share in 0..1, from this thread. `context` is
+    the longest context that will be served (default: the declared one); LongRoPE picks its set by it.
+    """
+    ops = get_ops(resolve_backend(backend))
+    with _opened(info) as (_, tensors):
+        groups = [tensors.model, *tensors.layers]
+        jobs = [(number, name, parts) for number, group in enumerate(groups) for name, parts in group.items()]
+        total = sum(prod(part.shape) for _, _, parts in jobs for part in parts)
+        weights: list[dict[str, Any]] = [{} for _ in groups]
+        done = 0
+        # The largest first: a wide head that starts last would leave the other cores idle.
+        jobs.sort(key=lambda job: -sum(prod(part.shape) for part in job[2]))
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            prepared = pool.map(lambda job: _prepare(ops, job[1], job[2]), jobs)
+            for (number, name, parts), weight in zip(jobs, prepared, strict=True):
+                weights[number][name] = weight
+                done += sum(prod(part.shape) for part in parts)
+                if progress is not None:
+                    progress("weights", done / total)
+    return Model(info.spec, ops, weights[0], weights[1:], context)
+
+
+def _prepare(ops: Ops, name: str, parts: list[WeightTensor]) -> Any:
+    vector = len(parts[0].shape) == 1 or name.endswith("_bias")
+    return ops.vector(parts) if vector else ops.prepare(parts)
+
