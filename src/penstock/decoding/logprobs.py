@@ -39,7 +39,8 @@ def row_logprobs(logits: np.ndarray, chosen: np.ndarray, k: int) -> RowLogprobs:
     top = np.empty((len(chosen), k), dtype=np.float32)
     for i, (row, token) in enumerate(zip(logits, chosen, strict=True)):
         normalizer = log_normalizer(row)
-        of_chosen[i] = row[token] - normalizer
         top_ids[i] = best(row, k)
-        top[i] = row[top_ids[i]] - normalizer
+        with np.errstate(over="ignore"):
+            of_chosen[i] = row[token] - normalizer
+            top[i] = row[top_ids[i]] - normalizer
     return RowLogprobs(chosen=of_chosen, top_ids=top_ids, top=top)
