@@ -15,21 +15,11 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
 _ROOT = Path("/")
-
-
-class Machine(Struct, frozen=True):
-    """What benchmarks and `penstock doctor` print about the machine."""
-
-    cpu: str
-    cpus: int
-    features: tuple[str, ...]
-    total_memory_bytes: int
-    system: str
-    python: str
 
 
 class _Controller(Struct, frozen=True):
@@ -97,16 +87,17 @@ def cpu_name(*, root: Path = _ROOT) -> str:
     return name or platform.processor() or platform.machine()
 
 
-def describe_machine() -> Machine:
-    """All of the above as one record."""
-    return Machine(
-        cpu=cpu_name(),
-        cpus=cpu_count(),
-        features=tuple(sorted(cpu_features())),
-        total_memory_bytes=total_memory(),
-        system=platform.platform(),
-        python=platform.python_version(),
-    )
+def describe_machine() -> dict[str, Any]:
+    """What benchmarks and `penstock doctor` print: all of the above under names with units."""
+    return {
+        "cpu": cpu_name(),
+        "cpus": cpu_count(),
+        "cpu_features": sorted(cpu_features()),
+        "total_memory_bytes": total_memory(),
+        "available_memory_bytes": available_memory(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def _meminfo(root: Path) -> dict[str, int]:

