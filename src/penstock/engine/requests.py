@@ -129,7 +129,6 @@ class RequestTable:
         stops = sampling.stop_token_ids[:MAX_TABLE_STOPS]
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : len(stops)] = stops
-        self.klass[slot] = request.klass
         self.tenant[slot] = tenant_index
         self.arrival[slot] = request.arrival
         self.active[slot] = True

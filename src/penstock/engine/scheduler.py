@@ -55,7 +55,10 @@ class Scheduler:
         admissions: list[Admission] = []
         if self.policy.num_waiting and self.preemptions == preempted_before:
             spare = self.token_budget - int(grants.sum())
+            generations = self.table.generation[rows]
             new_rows, new_grants = self._admit(spare, now, admissions)
+            stays = self.table.active[rows] & (self.table.generation[rows] == generations)
+            rows, grants = rows[stays], grants[stays]  # some may have made way for a better class
             if new_rows:
                 rows = np.concatenate([rows, np.array(new_rows, np.int32)])
                 grants = np.concatenate([grants, np.array(new_grants, np.int32)])
@@ -119,12 +122,12 @@ class Scheduler:
             if spare <= 0:
                 break
             if not self.table.num_free:
-                self._make_way(request, now)
+                self._make_way(request)
                 if not self.table.num_free:  # the victim's slot is free once its step is applied
                     break
-            grant, count = self._try_enter(request, spare)
-            while grant is Grant.FULL and self._make_way(request, now):
-                grant, count = self._try_enter(request, spare)
+            grant, count = self._try_enter(request, spare, now)
+            while grant is Grant.FULL and self._make_way(request):
+                grant, count = self._try_enter(request, spare, now)
             if grant is Grant.WAIT:
                 continue
             if grant is Grant.FULL:
@@ -147,10 +150,11 @@ class Scheduler:
             )
         return rows, grants
 
-    def _try_enter(self, request: Request, spare: int) -> tuple[Grant, int]:
+    def _try_enter(self, request: Request, spare: int, now: float) -> tuple[Grant, int]:
         """Give the request a slot and its first tokens; undone unless GRANTED."""
         table = self.table
         slot = table.enter(request, self.policy.tenants.index(request.tenant))
+        table.klass[slot] = self.policy.effective_class(request, now)
         known = int(table.known[slot])
         # At least the last known token is computed: its logits are the answer.
         hit = min(known - 1, *(resource.admit(slot, request) for resource in self.resources))
@@ -165,13 +169,17 @@ class Scheduler:
             self._vacate(request)
         return grant, count
 
-    def _make_way(self, request: Request, now: float) -> bool:
-        """Preempt the last running request if its class is lower than that of `request`."""
+    def _make_way(self, request: Request) -> bool:
+        """Preempt the last running request if it was admitted in a lower class than `request` has.
+
+        Aging does not count here: waiting lifts a request past others that wait, and having
+        waited protects it once it runs, but nobody who runs is thrown out for another's patience.
+        """
         rows = self.running
         if not len(rows):
             return False
         last = int(self.policy.order(self.table, rows)[-1])
-        if self.table.klass[last] <= self.policy.effective_class(request, now):
+        if self.table.klass[last] <= request.klass:
             return False
         self._preempt(last)
         return True

@@ -1,0 +1,175 @@
+"""Budget, order, fairness, queue bounds and deadlines of the scheduler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bench_core import CoreBench, expected_tokens
+
+from penstock.engine.plan import decode_plan, encode_plan
+from penstock.engine.scheduler import _fit
+
+
+def test_a_long_prompt_does_not_stall_running_streams():
+    """Red if a prefill chunk takes the whole budget from rows that generate."""
+    bench = CoreBench(token_budget=8, num_slots=4, num_blocks=200, max_context=200, depth=0)
+    streams = [bench.submit([i, i], 40) for i in range(3)]
+    for _ in range(3):
+        bench.core.step()
+    bench.submit(list(range(90)), 1)
+    before = [len(bench.tokens(s)) for s in streams]
+    for _ in range(10):
+        bench.core.step()
+    assert [len(bench.tokens(s)) for s in streams] == [n + 10 for n in before]
+    assert bench.device.plans[-1].num_tokens == 8  # and the rest of the budget is not wasted
+
+
+def test_prefill_and_decode_share_one_step():
+    """Red if steps become phases."""
+    bench = CoreBench(token_budget=16, depth=0)
+    bench.submit([1, 2], 10)
+    bench.core.step()
+    bench.submit(list(range(12)), 2)
+    bench.core.step()
+    assert sorted(bench.device.plans[-1].counts.tolist()) == [1, 12]
+
+
+def test_an_oversubscribed_budget_serves_earlier_rows_first():
+    """Red if a budget below the number of rows is overspent or shared at random."""
+    want = np.array([1, 1, 5, 1], np.int32)
+    assert _fit(want, 3).tolist() == [1, 1, 1, 0]
+    assert _fit(want, 100).tolist() == want.tolist()
+    assert _fit(want, 0).tolist() == [0, 0, 0, 0]
+
+
+def test_tenants_share_by_weight_under_contention():
+    """Red if a tenant with many requests starves one with few, or weights are ignored."""
+    bench = CoreBench(num_slots=2, token_budget=4, depth=0, weights={"heavy": 3.0}, num_blocks=200)
+    for _ in range(40):
+        bench.submit([1, 2], 6, tenant="heavy")
+    for _ in range(40):
+        bench.submit([3, 4], 6, tenant="light")
+    served = {"heavy": 0, "light": 0}
+    for _ in range(150):
+        bench.core.step()
+    for request_id, deltas in bench.deltas.items():
+        served["heavy" if int(request_id[1:]) <= 40 else "light"] += len(deltas)
+    assert 2.0 < served["heavy"] / served["light"] < 4.5
+
+
+def test_a_tenant_that_was_away_has_no_credit():
+    """Red if idle time becomes a claim on the machine."""
+    bench = CoreBench(num_slots=1, depth=0, num_blocks=200)
+    busy = [bench.submit([1, 2], 5, tenant="busy") for _ in range(6)]
+    for _ in range(12):
+        bench.core.step()
+    late = [bench.submit([3, 4], 5, tenant="late") for _ in range(6)]
+    bench.run()
+    order = [r for r in bench.deltas if r in busy or r in late]
+    finished_late_before_last_busy = [order.index(r) < order.index(busy[-1]) for r in late]
+    assert not all(finished_late_before_last_busy)
+
+
+def test_classes_come_first_and_aging_lifts_the_waiting():
+    """Red if low priority starves, or does not yield."""
+    bench = CoreBench(num_slots=1, depth=0, aging_s=10.0, num_blocks=200)
+    low = bench.submit([1], 2, priority=1)
+    bench.submit([2], 30)
+    bench.core.step()  # the interactive one goes first although it came later
+    assert bench.tokens(low) == []
+    bench.clock.advance_to(25.0)  # low has waited for two classes
+    high = bench.submit([3], 2)
+    bench.run()
+    order = list(bench.deltas)
+    assert order.index(low) < order.index(high)
+
+
+def test_an_interactive_request_takes_the_slot_of_batch_work():
+    """Red if low-class work keeps its slots while interactive requests wait."""
+    bench = CoreBench(num_slots=2, depth=1, num_blocks=200)
+    batch = [bench.submit([i, i + 1], 30, priority=2) for i in range(2)]
+    for _ in range(4):
+        bench.core.step()
+    interactive = bench.submit([9, 9], 2)
+    for _ in range(5):
+        bench.core.step()
+    assert bench.tokens(interactive)
+    bench.run()
+    for i, request_id in enumerate(batch):
+        assert bench.tokens(request_id) == expected_tokens([i, i + 1], 30)
+
+
+def test_a_full_queue_answers_overloaded_with_a_time():
+    """Red if the queue grows without bound or the refusal carries no Retry-After."""
+    bench = CoreBench(num_slots=1, max_queue=3)
+    bench.submit([1], 5)
+    bench.core.step()
+    ids = [bench.submit([1], 5) for _ in range(5)]
+    refused = [i for i in ids if bench.finish(i) == "error"]
+    assert len(refused) == 2
+    kind, message, retry_after = bench.error(refused[0])
+    assert kind == "rate_limit_error" and "3" in message and retry_after >= 1
+    bench.run()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_deadline_ends_a_request_wherever_it_is(running):
+    """Red if a request outlives its deadline in the queue or in a slot."""
+    bench = CoreBench(num_slots=1, depth=1)
+    if not running:
+        bench.submit([1], 20)
+        bench.core.step()
+    request_id = bench.submit([2], 20, deadline_s=5.0)
+    bench.core.step()
+    bench.clock.advance_to(6.0)
+    bench.run()
+    assert bench.error(request_id)[0] == "timeout_error"
+
+
+def test_an_id_in_use_is_refused_and_the_first_goes_on():
+    """Red if a repeated id mixes two streams."""
+    bench = CoreBench()
+    bench.submit([1], 3, id="same")
+    bench.core.step()
+    bench.submit([2], 3, id="same", client="c")
+    errors = [d for d in bench.deltas["same"] if d.error]
+    assert len(errors) == 1
+    bench.run()
+    assert [t for d in bench.deltas["same"] for t in d.tokens] == expected_tokens([1], 3)
+
+
+def test_plans_are_read_only_and_survive_a_round_trip():
+    """Red if someone can edit a launched plan, or a logged plan replays differently."""
+    bench = CoreBench(windows=(None, 6))
+    for i in range(3):
+        bench.submit(list(range(10 + i)), 5)
+    bench.run()
+    for plan in bench.device.plans:
+        with pytest.raises(ValueError):
+            plan.counts[0] = 7
+        again = decode_plan(encode_plan(plan))
+        assert again.step == plan.step and again.slots.tolist() == plan.slots.tolist()
+        assert [u.blocks.tolist() for u in again.updates] == [u.blocks.tolist() for u in plan.updates]
+        assert [a.tokens.tolist() for a in again.admissions] == [a.tokens.tolist() for a in plan.admissions]
+
+
+def test_logged_plans_replay_to_the_same_tokens():
+    """Red if the device needs anything that is not in the plan."""
+    first = CoreBench(windows=(None, 6), num_blocks=20)
+    for i in range(6):
+        first.submit(list(range(3 * i, 3 * i + 10)), 8)
+    results = []
+    first.core._step_log = lambda plan, result: results.append(result.tokens.tolist())
+    first.run()
+    second = CoreBench(windows=(None, 6), num_blocks=20)
+    replayed = [second.device.execute(decode_plan(encode_plan(plan))).tokens.tolist() for plan in first.device.plans]
+    assert replayed == results
+
+
+def test_sliding_windows_hold_only_what_they_need():
+    """Red if a window group keeps the whole context, or frees by planned instead of committed length."""
+    bench = CoreBench(windows=(8,), block_size=4, num_blocks=5, max_context=64, prefix_cache=False, token_budget=4)
+    request_id = bench.submit(list(range(40)), 20)
+    bench.run()
+    assert bench.tokens(request_id) == expected_tokens(list(range(40)), 20)
+    assert bench.core.scheduler.preemptions == 0
