@@ -30,7 +30,7 @@ def smollm2_path() -> Path:
     from penstock.models import sources
 
     try:
-        return Path(sources.resolve("smollm2").path)
+        return sources.resolve("smollm2")
     except PenstockError as error:
         pytest.skip(f"needs the real model: {error}; run `penstock pull smollm2`")
 

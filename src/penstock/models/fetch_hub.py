@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -244,6 +244,9 @@ def _hub_errors(name: HubName) -> Iterator[None]:
     """Turn what the library raises into what happened and what to do."""
     from huggingface_hub import errors as hub
 
+    # the bases: errors of whatever HTTP client this version of the library uses
+    client = cast(tuple[type[Exception], ...], hub.HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *client)
     try:
         yield
     except PenstockError:
@@ -258,8 +261,7 @@ def _hub_errors(name: HubName) -> Iterator[None]:
         raise NotFound(
             f"{name.text}: no such repository on the hub, or a private one; check the name, or set HF_TOKEN"
         ) from None
-    except (OSError, RuntimeError, ValueError, *hub.HfHubHTTPError.__bases__) as error:
-        # the bases: errors of whatever HTTP client this version of the library uses
+    except failures as error:
         raise ModelRefused(
             f"{name.text}: could not be fetched ({type(error).__name__}: {_first(error)}); check the network "
             f"and HF_ENDPOINT and pull again: it goes on where it stopped"
