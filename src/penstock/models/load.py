@@ -108,7 +108,9 @@ def inspect_model(path: Path | str) -> ModelInfo:
     except ModelRefused as refused:
         raise ModelRefused(f"{path}: {refused.message}") from None
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelRefused(f"{path}: the configuration can't be read ({type(error).__name__}: {error})") from error
+        raise ModelRefused(
+            f"{path}: the configuration can't be read ({type(error).__name__}: {error})"
+        ) from error
     finally:
         source.close()
 
@@ -147,4 +149,3 @@ def load_model(
 def _prepare(ops: Ops, name: str, parts: list[WeightTensor]) -> Any:
     vector = len(parts[0].shape) == 1 or name.endswith("_bias")
     return ops.vector(parts) if vector else ops.prepare(parts)
-

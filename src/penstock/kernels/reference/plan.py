@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.kernels.batch import Batch
 
-GATHER_BYTES = 64 << 20  # most bytes of gathered keys (and as many of values) of one bucket
+GATHER_BYTES = 2 << 20  # most bytes of gathered keys (values: as many) of one bucket: they stay in the cache
 
 
 class Bucket(NamedTuple):

@@ -27,7 +27,8 @@ from penstock.models.tensors import TensorNames
 from penstock.models.weights.source import WeightSource
 
 _MODULES = (
-    llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, granite, gpt_oss, mixtral, qwen2_moe, qwen3_moe,
+    llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, granite, gpt_oss, mixtral, qwen2_moe,
+    qwen3_moe,
 )  # fmt: skip
 ARCHITECTURES: dict[str, Architecture] = {m.ARCHITECTURE.name: m.ARCHITECTURE for m in _MODULES}
 
@@ -67,6 +68,6 @@ def _check_quantization(config: dict[str, Any]) -> None:
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method is not None and method not in _QUANT_METHODS:
         raise ModelRefused(
-            f"quantization {method!r} of a safetensors model is not supported (only {', '.join(_QUANT_METHODS)}); "
-            "use the unquantized weights or a GGUF file"
+            f"quantization {method!r} of a safetensors model is not supported, "
+            f"only {', '.join(_QUANT_METHODS)} is; use the unquantized weights or a GGUF file"
         )

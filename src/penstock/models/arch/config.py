@@ -47,7 +47,9 @@ class Config:
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
-            raise ModelRefused(f"the configuration has no {key!r}; the file is incomplete or of another architecture")
+            raise ModelRefused(
+                f"the configuration has no {key!r}; the file is incomplete or of another architecture"
+            )
         return value
 
     def refuse_if(self, key: str) -> None:
@@ -76,8 +78,8 @@ class Config:
         strange = set(kinds) - {"sliding_attention", "full_attention"}
         if strange or len(kinds) != self.num_layers:
             raise ModelRefused(
-                f"layer_types has {len(kinds)} entries for {self.num_layers} layers, unknown kinds {sorted(strange)}; "
-                "sliding_attention and full_attention are supported"
+                f"layer_types has {len(kinds)} entries for {self.num_layers} layers and the unknown kinds "
+                f"{sorted(strange)}; sliding_attention and full_attention are supported"
             )
         return [kind == "sliding_attention" for kind in kinds]
 
@@ -141,7 +143,9 @@ def _scaling(c: Config, p: dict[str, Any]) -> RopeScaling | None:
         case "linear":
             return LinearScaling(float(p["factor"]))
         case "llama3":
-            return Llama3Scaling(float(p["factor"]), float(p["low_freq_factor"]), float(p["high_freq_factor"]), original)
+            return Llama3Scaling(
+                float(p["factor"]), float(p["low_freq_factor"]), float(p["high_freq_factor"]), original
+            )
         case "yarn":
             return _yarn(c, p, original)
         case "longrope" | "su":
@@ -178,4 +182,6 @@ def _longrope(c: Config, p: dict[str, Any], original: int) -> LongRopeScaling:
     if attention_factor is None:
         factor = float(p.get("factor") or c.need("max_position_embeddings") / original)
         attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return LongRopeScaling(tuple(p["short_factor"]), tuple(p["long_factor"]), original, float(attention_factor))
+    return LongRopeScaling(
+        tuple(p["short_factor"]), tuple(p["long_factor"]), original, float(attention_factor)
+    )

@@ -54,7 +54,9 @@ def gguf_config(source: WeightSource, arch: str) -> dict[str, Any]:
 
 def _equal(values: list[Any], key: str) -> Any:
     if len(set(values)) != 1:
-        raise ModelRefused(f"{key} differs between layers ({sorted(set(values))}); one number for all is supported")
+        raise ModelRefused(
+            f"{key} differs between layers ({sorted(set(values))}); one number for all is supported"
+        )
     return values[0]
 
 

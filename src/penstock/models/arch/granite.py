@@ -10,9 +10,13 @@ from penstock.models.spec import DecoderSpec, LayerSpec
 def _spec(c: Config) -> DecoderSpec:
     bias = bool(c.get("attention_bias", False))
     scale = float(c.get("attention_multiplier", 1.0))
-    attend = attention(c, rope=rope(c), scale=scale, qkv_bias=bias, out_bias=c.get("attention_out_bias", bias))
+    attend = attention(
+        c, rope=rope(c), scale=scale, qkv_bias=bias, out_bias=c.get("attention_out_bias", bias)
+    )
     layer = LayerSpec(
-        attend, mlp(c, bias=bool(c.get("mlp_bias", False))), residual_scale=float(c.get("residual_multiplier", 1.0))
+        attend,
+        mlp(c, bias=bool(c.get("mlp_bias", False))),
+        residual_scale=float(c.get("residual_multiplier", 1.0)),
     )
     return decoder(
         c,

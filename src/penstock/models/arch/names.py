@@ -64,7 +64,10 @@ GGUF = TensorNames(
         "router": ("ffn_gate_inp.weight",),
         "router_bias": ("ffn_gate_inp.bias",),
         # Files from before stacked experts keep one tensor per expert.
-        "experts_gate_up": ("ffn_gate_exps.weight ffn_up_exps.weight", "ffn_gate.{e}.weight ffn_up.{e}.weight"),
+        "experts_gate_up": (
+            "ffn_gate_exps.weight ffn_up_exps.weight",
+            "ffn_gate.{e}.weight ffn_up.{e}.weight",
+        ),
         "experts_gate_up_bias": ("ffn_gate_exps.bias ffn_up_exps.bias",),
         "experts_down": ("ffn_down_exps.weight", "ffn_down.{e}.weight"),
         "experts_down_bias": ("ffn_down_exps.bias",),

@@ -23,7 +23,8 @@ _LAYER = {
 def qwen_feeds(c: Config, shared_size: int) -> list[MLP | Experts]:
     """Experts on every `decoder_sparse_step`-th layer that is not listed in `mlp_only_layers`."""
     experts = Experts(
-        num=int(c.need("num_experts")), top_k=int(c.need("num_experts_per_tok")),
+        num=int(c.get("num_local_experts") or c.need("num_experts")),
+        top_k=int(c.need("num_experts_per_tok")),
         size=int(c.need("moe_intermediate_size")), activation=activation(c),
         normalize=bool(c.get("norm_topk_prob", False)), shared_size=shared_size,
     )  # fmt: skip
@@ -42,7 +43,7 @@ def _spec(c: Config) -> DecoderSpec:
 
 
 def _gguf(source: WeightSource, config: dict[str, Any]) -> dict[str, Any]:
-    extra = {"norm_topk_prob": False}
+    extra: dict[str, Any] = {"norm_topk_prob": False}
     if "blk.0.ffn_up_shexp.weight" in source.names():
         extra["shared_expert_intermediate_size"] = source.shape("blk.0.ffn_up_shexp.weight")[0]
     if "moe_intermediate_size" not in config and "blk.0.ffn_up_exps.weight" in source.names():

@@ -15,7 +15,11 @@ def _spec(c: Config) -> DecoderSpec:
     layers = []
     for i, slides in enumerate(c.sliding(lambda i: not turned[i])):
         attend = attention(
-            c, window=window if slides else None, rope=position if turned[i] else None, qkv_bias=bias, out_bias=bias
+            c,
+            window=window if slides else None,
+            rope=position if turned[i] else None,
+            qkv_bias=bias,
+            out_bias=bias,
         )
         layers.append(LayerSpec(attend, mlp(c, bias=bool(c.get("mlp_bias", False)))))
     return decoder(c, layers, tied_head=c.get("tie_word_embeddings", True))
