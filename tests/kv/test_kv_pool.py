@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from penstock.errors import ConfigError
 from penstock.kv.pool import BlockPool
@@ -20,15 +26,16 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(NUM_BLOCKS, on_forget=lambda block: self.forgotten.append(block))
         self.forgotten: list[int] = []
+        self.pool = BlockPool(NUM_BLOCKS, on_forget=self.forgotten.append)
         self.owners: dict[int, int] = {}
         self.lru: list[int] = []
         self.content: dict[int, str] = {}
         self.generations = dict.fromkeys(range(NUM_BLOCKS), 0)
 
     def taken_forgotten(self) -> list[int]:
-        taken, self.forgotten = self.forgotten, []
+        taken = list(self.forgotten)
+        self.forgotten.clear()
         return taken
 
     @rule(count=st.integers(0, NUM_BLOCKS + 2))
