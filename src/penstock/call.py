@@ -280,3 +280,29 @@ class Failure(Struct, frozen=True, tag="error"):
 
 
 Event = PromptEcho | TextDelta | ReasoningDelta | ToolCallDelta | Finish | Done | Failure
+
+
+# --------------------------------------------------------------------------- what answers calls
+
+
+class ModelCard(Struct, frozen=True):
+    id: str
+    created: int  # Unix seconds
+    max_context: int
+    owned_by: str = "penstock"
+
+
+class Health(Struct, frozen=True):
+    """Three answers, all tied to completed steps.
+
+    alive: the engine answers, and if it has work then steps complete.
+    ready: requests are accepted now (model loaded, not draining).
+    """
+
+    alive: bool
+    ready: bool
+    detail: str
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    restarts: int = 0

@@ -11,7 +11,7 @@ from penstock.config import EngineSettings
 from penstock.engine.drive import BuildEngine, Inbox, drive
 from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit
 from penstock.engine.transport import Listener, State, Status
-from penstock.errors import ConfigError, EngineUnavailable, ModelRefused, PenstockError
+from penstock.errors import EngineUnavailable, ModelRefused, PenstockError
 
 _CLIENT = "local"
 
@@ -73,7 +73,7 @@ class InProcessTransport:
 
                 build = build_engine
             core, ready = build(self._settings, self._sink, self._on_loading)
-        except (ModelRefused, ConfigError) as error:
+        except PenstockError as error:
             self._call(self._on_dead, State.REFUSED, error)
             return
         except Exception as error:

@@ -33,7 +33,7 @@ from penstock.engine import sockets
 from penstock.engine.drive import BuildEngine, Inbox, drive
 from penstock.engine.front import SILENCE_S, Front
 from penstock.engine.messages import Delta, Loading, Outputs, Ready, Refused, Shutdown
-from penstock.errors import ConfigError, ModelRefused, PenstockError
+from penstock.errors import ConfigError, PenstockError
 
 SWITCH_INTERVAL_S = 0.0005  # the I/O thread waits at most this long for the GIL; Python's default is 5 ms
 EXIT_REFUSED = 3
@@ -101,7 +101,7 @@ def _load_and_serve(
 
     try:
         core, ready = build(settings, sink, loading)
-    except (ModelRefused, ConfigError) as error:
+    except PenstockError as error:
         front.announce(Refused(kind=error.kind, message=error.message))
         if not supervised:
             raise

@@ -10,32 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from msgspec import Struct
+from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
 
-from penstock.call import Call, Event, Message, ToolSpec
-
-
-class ModelCard(Struct, frozen=True):
-    id: str
-    created: int  # Unix seconds
-    max_context: int
-    owned_by: str = "penstock"
-
-
-class Health(Struct, frozen=True):
-    """Three answers, all tied to completed steps.
-
-    alive: the engine answers, and if it has work then steps complete.
-    ready: requests are accepted now (model loaded, not draining).
-    """
-
-    alive: bool
-    ready: bool
-    detail: str
-    steps: int = 0
-    running: int = 0
-    waiting: int = 0
-    restarts: int = 0
+__all__ = ["Health", "ModelCard", "ModelService"]
 
 
 class ModelService(Protocol):

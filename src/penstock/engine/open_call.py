@@ -1,0 +1,235 @@
+"""OpenCall: one call in flight, from the deltas of its choices to one stream of events.
+
+Invariants
+- Deltas are assembled as they come, so a stop string is found, and the engine told, whether or not
+  anybody reads. What waits to be read is merged: per choice one run of text, ids and logprobs.
+- Reading slowly changes how events are cut, never what they add up to.
+- At most MAX_UNREAD entries wait; beyond that the call fails and its requests are aborted.
+- A choice's last event is its Finish; after the last Finish comes Done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from penstock.call import Call, Done, Event, Finish, TextDelta, Timings, TokenLogprob, Usage
+from penstock.engine.messages import Delta, Logprobs
+from penstock.engine.outputs import unpack_logprobs
+from penstock.engine.prepare import Prompt
+from penstock.errors import DeadlineExceeded, EngineUnavailable, PenstockError, from_kind
+from penstock.text.assemble import ChoiceAssembler, TopPairs, prompt_echo
+
+if TYPE_CHECKING:
+    from penstock.text.tokenizer import Tokenizer
+
+# Tokens, each logprob alternative counting as one more: a few megabytes, and minutes of a fast stream.
+MAX_UNREAD = 65_536
+
+Abort = Callable[[str, int | None], None]
+
+
+class _PromptState(Struct):
+    prompt: Prompt
+    logprobs: list[tuple[float, TopPairs]] = []
+    cached_tokens: int = 0
+
+
+class _Choice(Struct):
+    id: str
+    index: int
+    prompt: _PromptState
+    assembler: ChoiceAssembler
+    opened: bool = False
+    finished: bool = False
+
+
+class _TextRun:
+    """Text deltas of one choice that nobody has read yet."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._texts: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        self._texts.append(delta.text)
+        self._ids.extend(delta.token_ids)
+        if delta.logprobs is not None:
+            self._logprobs = [*(self._logprobs or ()), *delta.logprobs]
+
+    def merged(self) -> TextDelta:
+        logprobs = None if self._logprobs is None else tuple(self._logprobs)
+        return TextDelta(self._index, "".join(self._texts), tuple(self._ids), logprobs)
+
+
+class OpenCall:
+    """`abort(request_id, keep)` tells the engine; it must not call back."""
+
+    def __init__(
+        self, call: Call, prompts: Sequence[Prompt], tokenizer: Tokenizer, abort: Abort, arrived_s: float
+    ) -> None:
+        """`arrived_s`: time.monotonic() when the call came in, for the timings."""
+        self._call = call
+        self._tokenizer = tokenizer
+        self._abort = abort
+        self._arrived_s = arrived_s
+        self._prompts = [_PromptState(prompt) for prompt in prompts]
+        self._choices: dict[str, _Choice] = {}
+        for state in self._prompts:
+            for submit in state.prompt.submits:
+                index = len(self._choices)
+                assembler = ChoiceAssembler(tokenizer, call.sampling, index)
+                self._choices[submit.id] = _Choice(submit.id, index, state, assembler)
+        first = prompts[0].submits[0].sampling
+        self._wants_echo = call.echo or first.prompt_logprobs >= 0
+        self._entry_weight = 1 + max(0, first.logprobs)
+        self._unfinished = len(self._choices)
+        self._queue_s = self._ttft_s = 0.0
+        self._unread: list[Event | _TextRun] = []
+        self._runs: dict[int, _TextRun] = {}
+        self._unread_entries = 0
+        self._error: PenstockError | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def request_ids(self) -> list[str]:
+        return list(self._choices)
+
+    # ------------------------------------------------------------------ from the engine
+
+    def on_delta(self, delta: Delta) -> None:
+        choice = self._choices[delta.id]
+        if choice.finished or self._error is not None:
+            return  # what the engine had in flight when the choice ended
+        if delta.error is not None:
+            kind, message, retry_after_s = delta.error
+            choice.finished = True
+            self.fail(from_kind(kind, message, retry_after_s=retry_after_s))
+            return
+        self._note(choice, delta)
+        if not delta.tokens and delta.finish is None:
+            return
+        if not choice.opened:
+            self._open(choice)
+        pairs = None if delta.logprobs is None else logprob_pairs(delta.logprobs)
+        events, hit = choice.assembler.feed(delta.tokens, pairs, delta.finish, delta.stop_token)
+        if delta.finish is not None or hit is not None:
+            choice.finished = True
+        if hit is not None and delta.finish is None:
+            self._abort(choice.id, hit.keep)
+        if delta.finish in ("abort", "error"):
+            self.fail(EngineUnavailable(f"the engine gave up request {delta.id}", retry_after_s=1.0))
+            return
+        for event in events:
+            self._push(event)
+        self._bound()
+
+    def _note(self, choice: _Choice, delta: Delta) -> None:
+        if choice.index % self._call.sampling.n == 0:
+            if delta.cached_tokens is not None:
+                choice.prompt.cached_tokens = delta.cached_tokens
+            if delta.queue_s is not None:
+                self._queue_s = max(self._queue_s, delta.queue_s)
+        if delta.prompt_logprobs is not None:
+            choice.prompt.logprobs.extend(logprob_pairs(delta.prompt_logprobs))
+        if delta.tokens and not self._ttft_s:
+            self._ttft_s = time.monotonic() - self._arrived_s
+
+    def _open(self, choice: _Choice) -> None:
+        """Before a choice's first delta. Its leader's prefill, with the report on the prompt, is done."""
+        choice.opened = True
+        if self._wants_echo:
+            state = choice.prompt
+            wanted = state.prompt.submits[0].sampling.prompt_logprobs >= 0
+            self._push(
+                prompt_echo(
+                    self._tokenizer,
+                    choice.index,
+                    state.prompt.tokens,
+                    state.logprobs if wanted else None,
+                    self._call.sampling.skip_special_tokens,
+                )
+            )
+
+    def fail(self, error: PenstockError) -> None:
+        """End the stream with `error` (after what is unread) and abort what still runs."""
+        if self._error is None and self._unfinished:
+            self._error = error
+            self.abort_unfinished()
+            self._wake.set()
+
+    def abort_unfinished(self) -> None:
+        """Tell the engine to drop every choice that has not ended. Idempotent."""
+        for choice in self._choices.values():
+            if not choice.finished:
+                choice.finished = True
+                self._abort(choice.id, None)
+
+    # ------------------------------------------------------------------ to the reader
+
+    def _push(self, event: Event) -> None:
+        self._wake.set()
+        if isinstance(event, TextDelta):
+            run = self._runs.get(event.index)
+            if run is None:
+                run = self._runs[event.index] = _TextRun(event.index)
+                self._unread.append(run)
+            run.add(event)
+            self._unread_entries += self._entry_weight * len(event.token_ids)
+            return
+        self._unread.append(event)
+        if isinstance(event, Finish):
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._unread.append(self._done())
+
+    def _bound(self) -> None:
+        if self._unread_entries > MAX_UNREAD:
+            self.fail(
+                DeadlineExceeded(
+                    f"the reader is too slow: {self._unread_entries} entries are unread, at most {MAX_UNREAD}"
+                )
+            )
+
+    def _done(self) -> Done:
+        generated = sum(choice.assembler.num_tokens for choice in self._choices.values())
+        usage = Usage(
+            prompt_tokens=sum(len(state.prompt.tokens) for state in self._prompts),
+            completion_tokens=generated,
+            cached_tokens=sum(state.cached_tokens for state in self._prompts),
+        )
+        total_s = time.monotonic() - self._arrived_s
+        return Done(usage, Timings(queue_s=self._queue_s, ttft_s=self._ttft_s, total_s=total_s))
+
+    async def next_batch(self) -> list[Event]:
+        """What has come since the last batch, at least one event; [] after the one with Done.
+
+        Raises the error that ended the call once everything before it was read.
+        """
+        while not self._unread:
+            if self._error is not None:
+                raise self._error
+            if not self._unfinished:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        unread, self._unread = self._unread, []
+        self._runs.clear()
+        self._unread_entries = 0
+        return [item.merged() if isinstance(item, _TextRun) else item for item in unread]
+
+
+def logprob_pairs(packed: Logprobs) -> list[tuple[float, TopPairs]]:
+    """(chosen, [(id, logprob), …]) per position, as `ChoiceAssembler.feed` takes them."""
+    rows = unpack_logprobs(packed)
+    ids, values = rows.top_ids.tolist(), rows.top.tolist()
+    return [
+        (chosen, list(zip(top_ids, top, strict=True)))
+        for chosen, top_ids, top in zip(rows.chosen.tolist(), ids, values, strict=True)
+    ]

@@ -1,0 +1,241 @@
+"""From a Call to the requests that an engine runs: the caller's half of the work, text in, ids out.
+
+Numbering: choice `prompt_index * n + sample_index`; request id `{key}/{choice}`, where the key is
+unique per call and attempt. Sample 0 of each prompt is the leader: its siblings wait for its prefill
+and share it through the prefix cache. Where the policy keeps the call out of the cache, they share
+under a private salt that nobody else can have.
+
+Seeds: sample i of every prompt uses `seed + i` modulo 2^64; a call without a seed draws one. So n=4
+with seed 7 gives what four calls with seeds 7, 8, 9, 10 give.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from penstock.call import Call, Message, SamplingParams, ToolSpec
+from penstock.decoding.params import TokenSampling
+from penstock.engine.messages import Submit, pack_tokens
+from penstock.errors import ContextOverflow, InvalidRequest
+
+if TYPE_CHECKING:
+    from penstock.text.template import ChatTemplate
+    from penstock.text.tokenizer import Tokenizer
+
+MAX_CHOICES = 1024  # prompts times n of one call: more than any queue default takes at once
+SEED_RANGE = 2**64
+
+
+class Prompt(Struct, frozen=True):
+    """One prompt of a call and the requests of its samples, leader first."""
+
+    tokens: list[int]
+    submits: tuple[Submit, ...]
+
+
+class Preparer:
+    """Everything that depends on the loaded model. Stateless per call; may run in any thread."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, model: str, max_context: int, vocab_size: int, prefix_cache: bool
+    ) -> None:
+        """`vocab_size` is the model's head: ids up to it may be generated, some without text."""
+        self.tokenizer = tokenizer
+        self.max_context = max_context
+        self.vocab_size = vocab_size
+        self._model = model
+        self._prefix_cache = prefix_cache
+        self._template: ChatTemplate | None = None
+        self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
+
+    # ------------------------------------------------------------------ text
+
+    def chat_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        add_generation_prompt: bool = True,
+        **template_args: object,
+    ) -> str:
+        """The rendered conversation. Raises InvalidRequest where the template can't."""
+        if self._template is None:
+            from penstock.text.template import ChatTemplate
+
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer, self._model)
+        return self._template.render(messages, tools, add_generation_prompt, **template_args)
+
+    def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = True
+    ) -> list[int]:
+        return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt))
+
+    def _tokens(self, call: Call) -> list[list[int]]:
+        """Token ids of each prompt. A template writes its own BOS, so its text gets no second one."""
+        if call.kind == "chat":
+            text = self.chat_text(call.messages, call.tools, **call.template_args)
+            self._check_length(text)
+            return [self.tokenizer.encode(text)]
+        if not call.prompts:
+            raise InvalidRequest("prompt: empty; send at least one", param="prompt")
+        found = []
+        for prompt in call.prompts:
+            if isinstance(prompt, str):
+                self._check_length(prompt)
+                found.append(self.tokenizer.encode(prompt, add_special=True))
+            else:
+                self._check_ids(prompt, "prompt")
+                found.append(list(prompt))
+        return found
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what can't fit before spending seconds on tokenizing it."""
+        least = -(-len(text.encode("utf-8", "replace")) // self._longest_token)
+        if least > self.max_context:
+            raise ContextOverflow(
+                f"the prompt has at least {least} tokens, the context of this model is {self.max_context}",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise InvalidRequest(
+                    f"{param}: token id {token} is outside the vocabulary [0, {self.vocab_size - 1}]",
+                    param=param,
+                )
+
+    # ------------------------------------------------------------------ requests
+
+    def prepare(self, call: Call, key: str) -> list[Prompt]:
+        """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
+        call.sampling.validate()
+        _check_supported(call)
+        tokens = self._tokens(call)
+        choices = len(tokens) * call.sampling.n
+        if choices > MAX_CHOICES:
+            raise InvalidRequest(
+                f"n: {len(tokens)} prompts times {call.sampling.n} are {choices} choices, "
+                f"at most {MAX_CHOICES} are possible in one request",
+                param="n",
+            )
+        shared = self._resolve(call)
+        return [self._prompt(call, key, index, ids, shared) for index, ids in enumerate(tokens)]
+
+    def _prompt(self, call: Call, key: str, index: int, ids: list[int], shared: TokenSampling) -> Prompt:
+        n = call.sampling.n
+        max_tokens = self._max_tokens(call.sampling, len(ids))
+        packed = pack_tokens(np.asarray(ids, dtype=np.int64))
+        salt, read, store = self._cache_policy(call, f"{key}/{index * n}")
+        submits: list[Submit] = []
+        for sample in range(n):
+            sampling = _for_sample(shared, sample, max_tokens)
+            submits.append(
+                Submit(
+                    id=f"{key}/{index * n + sample}",
+                    tokens=packed,
+                    sampling=sampling,
+                    tenant=call.tenant,
+                    priority=call.priority,
+                    deadline_s=call.deadline_s,
+                    cache_salt=salt,
+                    cache_read=read,
+                    cache_store=store,
+                    leader=None if sample == 0 else submits[0].id,
+                )
+            )
+        return Prompt(ids, tuple(submits))
+
+    def _max_tokens(self, sampling: SamplingParams, prompt_len: int) -> int:
+        left = self.max_context - prompt_len
+        if left < 1:
+            raise ContextOverflow(
+                f"the prompt has {prompt_len} tokens, the context of this model is {self.max_context} "
+                "and must hold at least one more; shorten the prompt",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if sampling.max_tokens is None:
+            return left
+        if sampling.max_tokens > left:
+            raise ContextOverflow(
+                f"{prompt_len} prompt tokens and max_tokens {sampling.max_tokens} are "
+                f"{prompt_len + sampling.max_tokens}, the context of this model is {self.max_context}; "
+                f"ask for at most {left} or leave max_tokens out",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        return sampling.max_tokens
+
+    def _cache_policy(self, call: Call, leader: str) -> tuple[str, bool, bool]:
+        """(salt, read, store). The salt begins with a digit, or is private, or empty: no overlap."""
+        read = call.cache.read and self._prefix_cache
+        store = call.cache.store and self._prefix_cache
+        if call.sampling.n > 1 and not (read and store):
+            return f"\x00private:{leader}", True, True
+        shared = bool(call.tenant or call.cache.salt)
+        return (f"{len(call.tenant)}:{call.tenant}:{call.cache.salt}" if shared else ""), read, store
+
+    def _resolve(self, call: Call) -> TokenSampling:
+        """Ids instead of strings; `max_tokens` and the samples' seeds come later."""
+        from penstock.text.bad_words import bad_word_ids
+
+        params = call.sampling
+        bias = params.logit_bias or {}
+        allowed = params.allowed_token_ids or ()
+        self._check_ids(bias, "logit_bias")
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_ids(allowed, "allowed_token_ids")
+        own_stops = () if params.ignore_eos else self.tokenizer.eos_ids
+        prompt_logprobs = params.prompt_logprobs
+        if prompt_logprobs is None and call.echo:
+            prompt_logprobs = params.logprobs  # echoed tokens carry the same report as generated ones
+        return TokenSampling(
+            max_tokens=1,
+            seed=(secrets.randbits(64) if params.seed is None else params.seed) % SEED_RANGE,
+            min_tokens=params.min_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=max(0, params.top_k),
+            min_p=params.min_p,
+            typical_p=params.typical_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=tuple(sorted((int(token), float(value)) for token, value in bias.items())),
+            allowed_token_ids=tuple(sorted(set(allowed))),
+            bad_words=bad_word_ids(self.tokenizer, params.bad_words) if params.bad_words else (),
+            stop_token_ids=tuple(dict.fromkeys((*own_stops, *params.stop_token_ids))),
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+            prompt_logprobs=-1 if prompt_logprobs is None else prompt_logprobs,
+        )
+
+
+def _for_sample(shared: TokenSampling, sample: int, max_tokens: int) -> TokenSampling:
+    from msgspec.structs import replace
+
+    return replace(
+        shared,
+        seed=(shared.seed + sample) % SEED_RANGE,
+        max_tokens=max_tokens,
+        prompt_logprobs=shared.prompt_logprobs if sample == 0 else -1,
+    )
+
+
+def _check_supported(call: Call) -> None:
+    """Refuse what would be silently ignored: there is no grammar engine yet to enforce a format."""
+    if call.response_format is not None and call.response_format.kind != "text":
+        raise InvalidRequest(
+            f"response_format: {call.response_format.kind} can't be enforced by this engine yet; use text",
+            param="response_format",
+        )
+    if call.tool_choice is not None and call.tool_choice not in ("none", "auto"):
+        raise InvalidRequest(
+            f"tool_choice: {call.tool_choice} can't be enforced by this engine yet; use auto or none",
+            param="tool_choice",
+        )
