@@ -48,6 +48,6 @@ ARCHITECTURE = Architecture(
     hf_names=with_names(
         HF_NAMES,
         roots=("model.", "model.language_model.", "language_model.model."),
-        ignored=(*HF_NAMES.ignored, "*vision_tower.*", "*multi_modal_projector.*", "language_model.lm_head.*"),
+        ignored=(*HF_NAMES.ignored, "*vision_tower.*", "*multi_modal_projector.*", "*.lm_head.weight"),
     ),
 )  # fmt: skip

@@ -31,9 +31,12 @@ _KEYS = {
     "num_experts": "expert_count",
     "num_local_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
+    "norm_topk_prob": "expert_weights_norm",
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
+
+_SOFTMAX = 1
 
 
 def gguf_config(source: WeightSource, arch: str) -> dict[str, Any]:
@@ -43,6 +46,13 @@ def gguf_config(source: WeightSource, arch: str) -> dict[str, Any]:
     for key in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
         if isinstance(config.get(key), (list, tuple)):  # one number per layer; equal in what is served here
             config[key] = _equal(list(config[key]), key)
+    pattern = meta.get(f"{arch}.attention.sliding_window_pattern")
+    if isinstance(pattern, int):
+        config["sliding_window_pattern"] = pattern
+    elif pattern is not None:
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    if meta.get(f"{arch}.expert_gating_func", _SOFTMAX) != _SOFTMAX:
+        raise ModelRefused(f"{arch}.expert_gating_func other than {_SOFTMAX} (softmax) is not supported")
     if "token_embd.weight" in names:
         config["vocab_size"] = source.shape("token_embd.weight")[0]
     config["tie_word_embeddings"] = "output.weight" not in names
@@ -71,6 +81,8 @@ def _rope(source: WeightSource, arch: str, config: dict[str, Any]) -> dict[str, 
         "rope_type": get("scaling.type", "default"),
         "factor": get("scaling.factor"),
         "original_max_position_embeddings": get("scaling.original_context_length"),
+        "beta_fast": get("scaling.yarn_beta_fast"),
+        "beta_slow": get("scaling.yarn_beta_slow"),
     }
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim") or (hidden // heads if heads and hidden else None)

@@ -43,7 +43,7 @@ def _spec(c: Config) -> DecoderSpec:
 
 
 def _gguf(source: WeightSource, config: dict[str, Any]) -> dict[str, Any]:
-    extra: dict[str, Any] = {"norm_topk_prob": False}
+    extra: dict[str, Any] = {}
     if "blk.0.ffn_up_shexp.weight" in source.names():
         extra["shared_expert_intermediate_size"] = source.shape("blk.0.ffn_up_shexp.weight")[0]
     if "moe_intermediate_size" not in config and "blk.0.ffn_up_exps.weight" in source.names():

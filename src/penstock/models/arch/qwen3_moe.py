@@ -19,7 +19,8 @@ def _spec(c: Config) -> DecoderSpec:
 
 
 def _gguf(source: WeightSource, config: dict[str, Any]) -> dict[str, Any]:
-    return {"norm_topk_prob": True}  # true of every released model; the metadata has no key for it
+    # True of every released model; files rarely have a key for it.
+    return {"norm_topk_prob": config.get("norm_topk_prob", True)}
 
 
 ARCHITECTURE = Architecture(
