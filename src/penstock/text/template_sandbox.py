@@ -85,7 +85,7 @@ def measured(value: Any) -> Any:
             pending.extend(item)
         if size > MAX_VALUE or items > MAX_ITEMS:
             raise TemplateLimit(
-                f"the chat template writes out a value of more than {MAX_ITEMS} entries or {MAX_VALUE} characters"
+                f"the chat template writes out a value above {MAX_ITEMS} entries or {MAX_VALUE} characters"
             )
     return value
 
