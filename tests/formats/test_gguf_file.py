@@ -89,7 +89,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_values_and_tensors_equal_the_writers(written: Path) -> None:
-    """Red if a value type, the dimension order, an offset or a size is read differently from the reference."""
+    """Red if a value type, the dimension order, an offset or a size differs from the reference's."""
     file = GGUFFile.open(written)
     expected = {
         "general.architecture": "llama",

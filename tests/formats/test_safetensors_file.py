@@ -122,7 +122,7 @@ def test_shards_of_the_index(tmp_path: Path) -> None:
 
 def test_folder_without_index_must_be_unambiguous(tmp_path: Path) -> None:
     """Red if one of several unrelated weight files is picked silently."""
-    with pytest.raises(ModelRefused, match="no model.safetensors"):
+    with pytest.raises(ModelRefused, match=r"no model\.safetensors"):
         open_folder(tmp_path)
     save_file(ARRAYS, tmp_path / "one.safetensors")
     assert [file.path.name for file in open_folder(tmp_path)] == ["one.safetensors"]

@@ -31,7 +31,7 @@ def test_random_blocks_equal_the_reference(name: str, seed: int, blocks: int) ->
 
 
 def test_q8_k_by_its_definition() -> None:
-    """Red if Q8_K's float32 scale or its int8 quants are read from another place (the package has no oracle)."""
+    """Red if Q8_K's float32 scale or its int8 quants move (the package has no oracle)."""
     rng = np.random.default_rng(3)
     scales = rng.standard_normal(5).astype(np.float32)
     quants = rng.integers(-128, 128, (5, 256)).astype(np.int8)

@@ -49,8 +49,9 @@ class HubName(Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The entry's key in the store."""
-        return quote(self.text.replace(":", "--").replace("/", "--"), safe="@")
+        """The entry's key in the store: different names have different keys."""
+        quoted = quote(self.text.removeprefix(PREFIX), safe="/@")  # a literal "+" becomes %2B
+        return "hf+" + quoted.replace("/", "+").replace("~", "%7E")
 
 
 class _File(Struct, frozen=True):

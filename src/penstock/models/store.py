@@ -2,7 +2,7 @@
 
     $XDG_DATA_HOME/penstock/models/      (default ~/.local/share)
       smollm2/                           a catalogue entry: its files and penstock.json, the record
-      hf--org--name/                     a model of the hub
+      hf+org+name/                       a model of the hub
       .partial/  .locks/                 downloads in progress; lock files
 
 Invariants: an entry's folder appears by one rename when it is complete and verified, so an entry
