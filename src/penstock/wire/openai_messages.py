@@ -245,7 +245,8 @@ def read_tool_choice(choice: str | NamedToolChoice | None, tools: tuple[ToolSpec
     return choice
 
 
-def write_tool_choice(choice: str | None) -> str | NamedToolChoice | None:
+def write_tool_choice(choice: str | None) -> Any:
+    """ "none", "auto", "required", or the object that names a function."""
     if choice is not None and choice.startswith("tool:"):
         return NamedToolChoice(NamedFunction(choice.removeprefix("tool:")), "function")
     return choice

@@ -1,0 +1,71 @@
+"""The ASGI application: routes inside a visible, ordered list of layers. Never BaseHTTPMiddleware,
+which hides the client's departure from the routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from penstock.api.body import BodyLimit
+from penstock.api.errors import ErrorLayer
+from penstock.api.layers import AccessLogLayer, RequestIdLayer
+from penstock.api.routes import Routes
+from penstock.api.security import AuthLayer, HostCheck
+from penstock.config import ServerSettings
+from penstock.gateway.service import ModelService
+from penstock.observe.metrics import Metrics
+
+
+class App:
+    """What `create_app` makes: an ASGI app that knows its service, for the server's start and end."""
+
+    def __init__(self, app: ASGIApp, service: ModelService, metrics: Metrics) -> None:
+        self._app = app
+        self.service = service
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"{scope['type']}: only HTTP is served")
+        await self._app(scope, receive, send)
+
+
+def create_app(service: ModelService, settings: ServerSettings, *, metrics: Metrics | None = None) -> App:
+    """The whole HTTP side over one service.
+
+    Raises ConfigError if the address is not loopback and no key is set (`security.with_api_key`).
+    """
+    metrics = metrics or Metrics()
+    layers: list[Callable[[ASGIApp], ASGIApp]] = [
+        RequestIdLayer,
+        partial(AccessLogLayer, metrics=metrics),
+        ErrorLayer,  # of what the next two layers raise
+        partial(HostCheck, settings=settings),
+        *_cors(settings),
+        ErrorLayer,  # inside CORS, so that a page may read its errors
+        partial(AuthLayer, settings=settings),
+        partial(BodyLimit, max_bytes=settings.max_body_bytes),
+    ]
+    app: ASGIApp = Routes(service, settings, metrics)
+    for layer in reversed(layers):
+        app = layer(app)
+    return App(app, service, metrics)
+
+
+def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:
+    if not settings.cors_origins:
+        return []
+    from starlette.middleware.cors import CORSMiddleware
+
+    return [
+        partial(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]

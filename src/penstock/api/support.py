@@ -1,0 +1,32 @@
+"""What the local engine can't do yet of what the formats can say: a 400 that names the field.
+
+The codecs read all of it, since an upstream may be able to; this is the one list of what is refused
+before a call reaches the engine. A capability leaves the list with the change that brings it.
+"""
+
+from __future__ import annotations
+
+from penstock.call import Call, ImagePart, ToolResultPart
+from penstock.errors import InvalidRequest
+
+
+def check_supported(call: Call) -> None:
+    """Raises InvalidRequest for the first thing in `call` that the engine can't honour."""
+    form = call.response_format
+    if form is not None and form.kind != "text":
+        raise _unsupported(
+            "response_format",
+            f"{form.kind!r} can't be guaranteed yet; ask for JSON in the prompt, send 'text'",
+        )
+    choice = call.tool_choice
+    if choice is not None and choice not in ("none", "auto"):
+        raise _unsupported("tool_choice", f"{choice!r}: a call can't be forced yet; use 'auto' or 'none'")
+    for i, message in enumerate(call.messages):
+        for part in message.parts:
+            inner = part.content if isinstance(part, ToolResultPart) else ()
+            if isinstance(part, ImagePart) or any(isinstance(item, ImagePart) for item in inner):
+                raise _unsupported(f"messages[{i}].content", "this model reads text only; leave images out")
+
+
+def _unsupported(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {reason}", param=param, code="unsupported_parameter")
