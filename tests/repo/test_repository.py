@@ -23,7 +23,9 @@ def tracked() -> list[Path]:
     if listed.returncode == 0:
         names = [name for name in listed.stdout.split("\0") if name]
         return [ROOT / name for name in names if (ROOT / name).is_file()]
-    return [path for path in ROOT.rglob("*") if path.is_file() and "/." not in str(path.relative_to(ROOT.parent))]
+    return [
+        path for path in ROOT.rglob("*") if path.is_file() and "/." not in str(path.relative_to(ROOT.parent))
+    ]
 
 
 def test_imports_point_one_way() -> None:
@@ -59,7 +61,13 @@ def test_source_files_stay_short() -> None:
 def test_no_machine_paths() -> None:
     """Red if a tracked file names a path or a host that exists on one machine only."""
     # Spelled in pieces, or this file would find itself.
-    patterns = ["/wo" + "rk/", "/tm" + "p/venv", "/ro" + "ot/", "/ho" + r"me/[a-z]", "files." + "pythonhosted"]
+    patterns = [
+        "/wo" + "rk/",
+        "/tm" + "p/venv",
+        "/ro" + "ot/",
+        "/ho" + r"me/[a-z]",
+        "files." + "pythonhosted",
+    ]
     pattern = re.compile("|".join(patterns))
     found = []
     for path in tracked():
@@ -74,7 +82,9 @@ def test_no_machine_paths() -> None:
 def test_make_targets_exist() -> None:
     """Red if a target that the README or CI calls is gone from the Makefile."""
     for target in ("serve", "test", "lint", "bench", "clean"):
-        dry = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        dry = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert dry.returncode == 0, f"make {target}: {dry.stderr}"
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 

@@ -17,14 +17,21 @@ class WorkloadOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_requests: Annotated[int, Meta(ge=1, description="requests of a fixed shape")] = 32
     input_len: Annotated[int, Meta(ge=1, description="prompt tokens of a fixed shape")] = 128
     output_len: Annotated[int, Meta(ge=1, description="generated tokens of a fixed shape")] = 128
-    trace: Annotated[str | None, Meta(description="replay FILE: Azure LLM trace .csv, Mooncake trace .jsonl")] = None
+    trace: Annotated[
+        str | None, Meta(description="replay FILE: Azure LLM trace .csv, Mooncake trace .jsonl")
+    ] = None
     time_scale: Annotated[
-        float, Meta(ge=0, description="factor on the trace's arrival times; 0.1 is ten times faster, 0 all at once")
+        float,
+        Meta(ge=0, description="factor on the trace's arrival times; 0.1 is ten times faster, 0 all at once"),
     ] = 1.0
     max_requests: Annotated[int | None, Meta(ge=1, description="first requests of the trace only")] = None
     max_input: Annotated[int | None, Meta(ge=1, description="cut longer prompts of the trace, tokens")] = None
-    max_output: Annotated[int | None, Meta(ge=1, description="cut longer outputs of the trace, tokens")] = None
-    rate: Annotated[float | None, Meta(gt=0, description="requests per second, Poisson, instead of own times")] = None
+    max_output: Annotated[int | None, Meta(ge=1, description="cut longer outputs of the trace, tokens")] = (
+        None
+    )
+    rate: Annotated[
+        float | None, Meta(gt=0, description="requests per second, Poisson, instead of own times")
+    ] = None
     seed: Annotated[int, Meta(ge=0, description="of the Poisson arrivals")] = 0
 
     def items(self) -> list[Item]:

@@ -24,7 +24,12 @@ def save(path: Path, report: bytes) -> None:
 def rows(summary: Summary) -> list[tuple[str, ...]]:
     """(quantity, mean, p50, p90, p95, p99) in milliseconds, for quantities that were seen."""
     found = []
-    for name, value in (("TTFT", summary.ttft), ("TPOT", summary.tpot), ("ITL", summary.itl), ("E2E", summary.e2e)):
+    for name, value in (
+        ("TTFT", summary.ttft),
+        ("TPOT", summary.tpot),
+        ("ITL", summary.itl),
+        ("E2E", summary.e2e),
+    ):
         if value is not None:
             found.append((f"{name} (ms)", *_milliseconds(value)))
     return found

@@ -102,7 +102,9 @@ def prompt_tokens(item: Item, vocab_size: int) -> np.ndarray:
     """
     low = FIRST_TOKEN if vocab_size > 2 * FIRST_TOKEN else 0
     if not item.hash_ids:
-        return np.random.default_rng((1, item.index)).integers(low, vocab_size, item.input_len, dtype=np.int32)
+        return np.random.default_rng((1, item.index)).integers(
+            low, vocab_size, item.input_len, dtype=np.int32
+        )
     blocks = [
         np.random.default_rng((2, block)).integers(low, vocab_size, HASH_BLOCK_TOKENS, dtype=np.int32)
         for block in item.hash_ids[: -(-item.input_len // HASH_BLOCK_TOKENS)]
@@ -133,7 +135,9 @@ def _azure(path: Path) -> Iterator[Item]:
                     f"trace: {path.name}:{number}: {error}; columns TIMESTAMP,ContextTokens,GeneratedTokens expected"
                 ) from None
             # A row of the trace may have generated nothing; a request asks for one token at least.
-            yield Item(index=0, arrival_s=arrival, input_len=max(lengths[0], 1), output_len=max(lengths[1], 1))
+            yield Item(
+                index=0, arrival_s=arrival, input_len=max(lengths[0], 1), output_len=max(lengths[1], 1)
+            )
 
 
 class _MooncakeRow(Struct):

@@ -1,2 +1,4 @@
 """`penstock batch`"""
+
+
 def batch() -> None: ...

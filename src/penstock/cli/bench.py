@@ -73,7 +73,9 @@ async def _offline(engine: dict[str, Any], items: list[Item], batch: int | None)
 @with_flags(workload=WorkloadOptions)
 def serve(
     url: Annotated[str, typer.Option("--url", help="of the server")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option("--model", help="default: the first that /v1/models names")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="default: the first that /v1/models names")
+    ] = None,
     api_key: Annotated[str | None, typer.Option("--api-key", help="bearer key")] = None,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", min=1, help="requests in flight at most; default: no limit")
@@ -81,7 +83,9 @@ def serve(
     vocab_size: Annotated[
         int, typer.Option("--vocab-size", min=2, help="prompts are random token ids below it")
     ] = 8192,
-    timeout_s: Annotated[float, typer.Option("--timeout-s", help="seconds until a request counts as failed")] = 600.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", help="seconds until a request counts as failed")
+    ] = 600.0,
     ttft_ms: TtftMs = None,
     tpot_ms: TpotMs = None,
     output: Output = None,
@@ -106,7 +110,9 @@ async def _serve(target: Target, items: list[Item], concurrency: int | None) -> 
 
     return await _with_progress(
         len(items),
-        lambda on_done: drive(items, lambda item: complete(target, item), concurrency=concurrency, on_done=on_done),
+        lambda on_done: drive(
+            items, lambda item: complete(target, item), concurrency=concurrency, on_done=on_done
+        ),
     )
 
 

@@ -1,2 +1,4 @@
 """`penstock doctor`"""
+
+
 def doctor() -> None: ...

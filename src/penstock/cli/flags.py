@@ -123,7 +123,9 @@ def _option(name: str, hint: Any, default: Any, panel: str) -> Any:
     else:
         options["metavar"] = "JSON"
         flag_type = str
-    return Annotated[flag_type | None, typer.Option(*names, help=help_text + shown_default(name, default), **options)]
+    return Annotated[
+        flag_type | None, typer.Option(*names, help=help_text + shown_default(name, default), **options)
+    ]
 
 
 def shown_default(name: str, default: Any) -> str:

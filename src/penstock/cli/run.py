@@ -19,7 +19,9 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="the question; piped input is put behind it")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="name, GGUF file or folder")] = None,
     system: Annotated[str | None, typer.Option("--system", help="system prompt")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="continue the text itself, without chat template")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="continue the text itself, without chat template")
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="tokens and seconds on stderr at the end")] = False,
     *,
     sampling: dict[str, Any],
@@ -28,7 +30,9 @@ def run(
     """Answer one prompt and exit."""
     text = read_prompt(prompt)
     if raw and system:
-        raise InvalidRequest("--system: has no meaning with --raw, which uses no chat template", param="system")
+        raise InvalidRequest(
+            "--system: has no meaning with --raw, which uses no chat template", param="system"
+        )
     params = sampling_params(sampling)
     asyncio.run(_answer(text, model, system, raw, stats, params, engine))
 
@@ -38,7 +42,9 @@ def read_prompt(prompt: str | None) -> str:
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     text = "\n\n".join(part for part in (prompt or "", piped.rstrip("\n")) if part)
     if not text:
-        raise InvalidRequest('prompt: empty; write penstock run "your question" or pipe a text', param="prompt")
+        raise InvalidRequest(
+            'prompt: empty; write penstock run "your question" or pipe a text', param="prompt"
+        )
     return text
 
 
@@ -69,7 +75,9 @@ async def _answer(
     if stats and done is not None:
         usage, timings = done.usage, done.timings
         decode_s = timings.total_s - timings.ttft_s
-        rate = (usage.completion_tokens - 1) / decode_s if usage.completion_tokens > 1 and decode_s > 0 else 0.0
+        rate = (
+            (usage.completion_tokens - 1) / decode_s if usage.completion_tokens > 1 and decode_s > 0 else 0.0
+        )
         console.note(
             f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} generated; "
             f"first token after {timings.ttft_s:.2f} s, then {rate:.1f} tokens/s"

@@ -23,7 +23,11 @@ units: `--kv-bytes 4G`.
 """
 
 _SECTIONS: tuple[tuple[str, str, type[Struct]], ...] = (
-    ("Engine", "`penstock serve`, `engine`, `run`, `chat`, `batch`, `bench offline`; keyword arguments of `LLM`.", EngineSettings),
+    (
+        "Engine",
+        "`penstock serve`, `engine`, `run`, `chat`, `batch`, `bench offline`; keyword arguments of `LLM`.",
+        EngineSettings,
+    ),
     ("Server", "`penstock serve`.", ServerSettings),
 )
 
@@ -32,7 +36,9 @@ def page() -> str:
     """The whole page as Markdown."""
     parts = [_HEAD]
     for title, where, record in _SECTIONS:
-        parts += [f"\n## {title}\n\n{where}\n\n| setting | type | default | meaning |\n| --- | --- | --- | --- |\n"]
+        parts += [
+            f"\n## {title}\n\n{where}\n\n| setting | type | default | meaning |\n| --- | --- | --- | --- |\n"
+        ]
         for name, kind, default, description in describe(record):
             shown = shown_default(name, default).removeprefix(" (default ").removesuffix(")") or "—"
             kind = kind.replace("|", " \\| ")

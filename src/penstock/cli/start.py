@@ -96,11 +96,12 @@ class Phases:
 
 
 def memory_plan(plan: dict[str, int]) -> str:
-    """`weights 85.2 MiB + kv 5.5 GiB + workspace 40.1 MiB`, biggest first."""
+    """`weights 513 MiB + workspace 60.1 MiB + KV 5.5 GiB (128,000 tokens)`, from the engine's Ready."""
     from penstock.cli import console
 
-    parts = sorted(plan.items(), key=lambda item: -item[1])
-    return " + ".join(f"{name.removesuffix('_bytes')} {console.size(amount)}" for name, amount in parts if amount)
+    parts = [(label, plan.get(key, 0)) for key, label in (("weights", "weights"), ("workspace", "workspace"))]
+    shown = [f"{label} {console.size(amount)}" for label, amount in parts]
+    return f"{' + '.join(shown)} + KV {console.size(plan.get('kv', 0))} ({plan.get('kv_tokens', 0):,} tokens)"
 
 
 def setup_logging(level: str) -> None:
