@@ -124,11 +124,12 @@ def build_engine(
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
     from penstock.decoding.sampling import Sampler
-    from penstock.engine.runner import ModelRunner
+    from penstock.engine.runner import PROMPT_LOGIT_ROWS, ModelRunner
+    from penstock.kernels.ops import get_ops
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import resolve
-    from penstock.models.spec import kv_layers
+    from penstock.models.spec import kv_layers, workspace_bytes
     from penstock.observe.machine import available_memory
 
     timer = _Timer()
@@ -137,18 +138,25 @@ def build_engine(
     info = inspect_model(path)
     timer.lap("inspect_s")
     spec = info.spec
+    ops = get_ops(settings.backend)
+    logit_rows = max(settings.max_running, PROMPT_LOGIT_ROWS)
     layout = plan_layout([LayerKV(*layer) for layer in kv_layers(spec)], settings.block_size, itemsize=4)
     memory = plan_memory(
         settings,
         layout,
         available_memory(),
-        weights=info.memory_bytes(settings.backend),
-        workspace=info.workspace_bytes(settings.backend, settings.token_budget),
+        weights=info.weight_bytes(settings.backend),
+        workspace=workspace_bytes(spec, settings.token_budget, logit_rows, ops.attention_workspace_bytes),
     )
     num_blocks = memory.kv // layout.block_bytes
     declared = min(spec.max_context, settings.max_context or spec.max_context)
     max_context = longest_context(layout, num_blocks, declared, settings.token_budget)
-    model = load_model(info, settings.backend, lambda phase, share: on_loading(Loading(phase, share)))
+    model = load_model(
+        info,
+        settings.backend,
+        lambda phase, share: on_loading(Loading(phase, share)),
+        context=max_context,
+    )
     timer.lap("weights_s")
     shape = CoreShape(
         layout=layout,
@@ -159,7 +167,7 @@ def build_engine(
         async_depth=settings.async_depth,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
-        namespace=namespace_digest(_namespace(info.revision, model.backend, layout)),
+        namespace=namespace_digest(_namespace(info.revision, ops.name, layout)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
@@ -180,7 +188,7 @@ def build_engine(
         model_path=str(path),
         max_context=max_context,
         vocab_size=spec.vocab_size,
-        backend=model.backend,
+        backend=ops.name,
         plan={
             "available": memory.available,
             "weights": memory.weights,

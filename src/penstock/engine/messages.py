@@ -77,7 +77,7 @@ class Logprobs(Struct, frozen=True, array_like=True):
     top: bytes
 
 
-class Delta(Struct, frozen=True, array_like=True):
+class Delta(Struct, frozen=True, array_like=True, gc=False):
     """What one step added to one request. The last delta of a request has `finish` set.
 
     `stop_token` is the id that ended it (already the last of `tokens`). `cached_tokens`,

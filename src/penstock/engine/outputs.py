@@ -16,6 +16,8 @@ class OutputBuilder:
 
     def delta(self, request: Request, token: int, finish: Finish | None, logprobs: RowLogprobs | None) -> Delta:
         """One drawn token. The first delta of a request says what was cached and how long it queued."""
+        if request.announced and finish is None and logprobs is None:
+            return Delta(request.id, [token])
         packed = None if logprobs is None else pack_logprobs(logprobs)
         stop_token = token if finish == "stop" else None
         if request.announced:
