@@ -83,15 +83,6 @@ def supervised(model: str = "sim:step_ms=1") -> SupervisedTransport:
     return SupervisedTransport(settings(model), command=(sys.executable, SIM), first_pause_s=0.01)
 
 
-@pytest.fixture(autouse=True)
-def _private_runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sockets of a test lie in its own folder, so that what is left behind is seen."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-
-
 @asynccontextmanager
 async def started(transport: Transport) -> AsyncIterator[Recorder]:
     recorder = Recorder()

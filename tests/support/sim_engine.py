@@ -5,7 +5,7 @@ script it is an engine process: `python sim_engine.py --address … --parent-fd 
 
 `model` is "sim:" and comma-separated words: `step_ms=5` (device time of a step), `refuse` (the model
 is refused), `die` (the process dies while loading), `die_once=FILE` (only if FILE does not exist yet),
-`path=DIR` (model path that the caller sees), `vocab=N`.
+`path=DIR` (model path that the caller sees), `vocab=N`, `first=N` (tokens are in [first, vocab)).
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ from penstock.errors import ModelRefused
 from penstock.kv.groups import LayerKV, plan_layout
 
 MAX_CONTEXT = 20_000
-FIRST_TOKEN = 100  # below it: prompts and stop ids of the tests
+FIRST_TOKEN = 100
 
 
-def expected_tokens(prompt_len: int, count: int, vocab: int = 1000) -> list[int]:
+def expected_tokens(prompt_len: int, count: int, first: int = FIRST_TOKEN, vocab: int = 1000) -> list[int]:
     """What a request with a prompt of this length generates."""
-    span = vocab - FIRST_TOKEN
-    return [FIRST_TOKEN + (prompt_len + i) % span for i in range(count)]
+    return [first + (prompt_len + i) % (vocab - first) for i in range(count)]
 
 
 class TimedDevice:
     """Executes at launch; a step's result can be had `step_s` after the previous one's."""
 
-    def __init__(self, step_s: float, vocab: int) -> None:
-        self._step_s, self._span = step_s, vocab - FIRST_TOKEN
+    def __init__(self, step_s: float, first: int, vocab: int) -> None:
+        self._step_s, self._first, self._span = step_s, first, vocab - first
         self._free_at = 0.0
 
     def launch(self, plan: StepPlan) -> TimedStep:
         ends = plan.starts + plan.counts
-        tokens = np.where(plan.samples, FIRST_TOKEN + ends % self._span, -1).astype(np.int32)
+        tokens = np.where(plan.samples, self._first + ends % self._span, -1).astype(np.int32)
         self._free_at = max(self._free_at, time.monotonic()) + self._step_s
         return TimedStep(StepResult(step=plan.step, tokens=tokens), self._free_at)
 
@@ -89,7 +88,8 @@ def build_sim(
         namespace=bytes(32),
         deadline_s=settings.deadline_s,
     )
-    device = TimedDevice(float(words.get("step_ms") or 1) / 1000, vocab)
+    first = int(words.get("first") or FIRST_TOKEN)
+    device = TimedDevice(float(words.get("step_ms") or 1) / 1000, first, vocab)
     core = assemble_core(shape, device, sink, time.monotonic)
     ready = Ready(
         model_id="sim",

@@ -26,7 +26,14 @@ from penstock.engine.messages import Delta, Progress, Ready
 from penstock.engine.open_call import OpenCall
 from penstock.engine.prepare import Preparer, Prompt
 from penstock.engine.transport import State, Transport
-from penstock.errors import EngineUnavailable, ModelRefused, NotFound, Overloaded, PenstockError
+from penstock.errors import (
+    EngineUnavailable,
+    ModelRefused,
+    NotFound,
+    Overloaded,
+    PenstockError,
+    from_kind,
+)
 
 log = logging.getLogger("penstock.engine.service")
 
@@ -334,7 +341,8 @@ class EngineService:
 
     def _fail_all(self, error: PenstockError) -> None:
         for opened in set(self._open.values()):
-            opened.fail(error)
+            # A copy each: a raised exception carries the traceback of the one who raised it.
+            opened.fail(from_kind(error.kind, error.message, retry_after_s=error.retry_after_s))
         self._open.clear()
 
 
