@@ -240,10 +240,12 @@ def workspace_bytes(spec: DecoderSpec, token_budget: int, logit_rows: int, atten
     widest = 0
     for layer in set(spec.layers):
         shape, ffn = layer.attention.shape, layer.ffn
-        mixed = 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim + shape.heads * shape.head_dim
+        # QKV, its normed and turned copies, scaled queries and the mixed values
+        mixed = (5 * shape.heads + 6 * shape.kv_heads) * shape.head_dim
+        # gate and up, and the temporaries of the activation
         if isinstance(ffn, MLP):
-            fed = 5 * ffn.size
+            fed = 7 * ffn.size
         else:
-            fed = 5 * max(ffn.size, ffn.shared_size) + 2 * ffn.top_k * spec.hidden_size
+            fed = 7 * max(ffn.size, ffn.shared_size) + 2 * (ffn.top_k + 1) * spec.hidden_size + 6 * ffn.num
         widest = max(widest, 4 * token_budget * mixed + attention_bytes, 4 * token_budget * fed)
     return 4 * token_budget * 5 * spec.hidden_size + widest + 2 * 4 * logit_rows * spec.vocab_size
