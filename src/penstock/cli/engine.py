@@ -24,24 +24,27 @@ def engine(
 ) -> None:
     """Run an engine alone; connect with `penstock serve --engine ADDRESS`."""
     from penstock.cli import console
-    from penstock.cli.start import Phases, ensure_model, memory_plan, setup_logging
+    from penstock.cli.start import Clock, Phases, ensure_model, memory_plan, setup_logging
     from penstock.engine.process import run_engine
 
     settings = build(EngineSettings, **(engine if model is None else {**engine, "model": model}))
     setup_logging("info")
     ensure_model(settings.model)
-    phases = Phases()
+    clock, phases = Clock(), Phases()
 
     def ready(message: Ready) -> None:
         phases.close()
         console.note(
             f"{message.model_id} on {message.backend} · {memory_plan(message.plan)} · {address} · "
-            f"ready in {phases.elapsed_s:.1f} s"
+            f"ready in {clock.total_s:.1f} s"
         )
 
     try:
         code = run_engine(
-            settings, address, on_loading=lambda m: phases.show(m.phase, m.share), on_ready=ready
+            settings,
+            address,
+            on_loading=lambda m: phases.show(f"loading: {m.phase} {m.share:.0%}"),
+            on_ready=ready,
         )
     finally:
         phases.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,31 +70,64 @@ async def print_stream(events: AsyncIterator[Event], said: list[str] | None = No
     return done
 
 
+class Clock:
+    """Seconds since this process was started, split into laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._started = time.monotonic() - _age_s()
+        self._last = self._started
+
+    @property
+    def total_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def _age_s() -> float:
+    """How long this process has lived, interpreter start included; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # field 22 of proc(5): starttime
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, AttributeError):
+        return 0.0
+
+
 class Phases:
-    """Loading phases of a start: a spinner line on a terminal, nothing on a pipe (the log has the times)."""
+    """What a start waits for: a spinner line on a terminal, nothing on a pipe (the log has the times)."""
 
     def __init__(self) -> None:
         from penstock.cli import console
 
-        self._start_s = time.monotonic()
-        self._console = console.err()
-        self._status = self._console.status("starting") if self._console.is_terminal else None
+        stream = console.err()
+        self._status = stream.status("starting") if stream.is_terminal else None
         if self._status is not None:
             self._status.start()
 
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._start_s
-
-    def show(self, phase: str, share: float) -> None:
+    def show(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(f"{phase} {share:.0%}")
+            self._status.update(text)
 
     def close(self) -> None:
         """Idempotent."""
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def public_name(model: str) -> str:
+    """The model's id for clients: a catalogue or hub name as it is, a path by its last part."""
+    if model.startswith("hf:"):
+        return model.removeprefix("hf:")
+    if "/" in model or model.endswith(".gguf"):
+        path = Path(model).expanduser().resolve()
+        return path.stem if path.suffix == ".gguf" else path.name
+    return model
 
 
 def memory_plan(plan: dict[str, int]) -> str:
@@ -106,7 +141,7 @@ def memory_plan(plan: dict[str, int]) -> str:
 
 def setup_logging(level: str) -> None:
     """Penstock's own log to stderr; libraries only from warnings on."""
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("penstock").setLevel(level.upper())
+    from penstock.observe import log
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    log.setup(level)
