@@ -1,8 +1,8 @@
 """Fetch a model of the Hugging Face hub into the store, through `huggingface_hub`.
 
-The library does the transfer (retries, parallel files, resuming, HF_ENDPOINT, HF_TOKEN); what is
-fetched is decided here from the repository's listing, pinned to one commit, and every file is checked
-against the listing's size, and its SHA-256 where the hub gives one, before the entry is installed.
+The library does the transfer (retries, parallel files, HF_ENDPOINT, HF_TOKEN); what is fetched is
+decided here from the repository's listing, pinned to one commit, and every file is checked against the
+listing's size, and its SHA-256 where the hub gives one, before the entry is installed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def parse_hub_name(text: str) -> HubName:
 def fetch_hub_model(name: HubName, progress: Progress) -> Path:
     """Bring the model into the store and return its path; the caller holds the entry's lock.
 
-    An entry that already is that commit is left alone; an interrupted download goes on where it was.
+    An entry that already is that commit is left alone; of an interrupted download the files that had
+    arrived whole are kept (the library begins each file anew).
     Raises NotFound (no such repository, revision or file), ModelRefused (gated, no network, no room,
     nothing that can be served, wrong bytes).
     """
@@ -87,6 +88,10 @@ def fetch_hub_model(name: HubName, progress: Progress) -> Path:
     if store.read_record(name.key) == record and store.is_whole(name.key, record):
         return store.entry_folder(name.key) / record.path
     work = store.work_folder(name.key, keep=commit[:16])
+    for piece in work.rglob(
+        "*.incomplete"
+    ):  # of a process that was killed; the library never goes back to it
+        piece.unlink()
     total = sum(file.nbytes for file in wanted)
     store.require_space(total - min(total, _bytes_below(work)), name.text)
     with _hub_errors(name), _watched(work, total, progress):
@@ -265,7 +270,7 @@ def _hub_errors(name: HubName) -> Iterator[None]:
     except failures as error:
         raise ModelRefused(
             f"{name.text}: could not be fetched ({type(error).__name__}: {_first(error)}); check the network "
-            f"and HF_ENDPOINT and pull again: it goes on where it stopped"
+            f"and HF_ENDPOINT and pull again: files that arrived whole are kept"
         ) from error
 
 
