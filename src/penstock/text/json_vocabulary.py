@@ -1,7 +1,8 @@
 """A Vocabulary from a model folder: tokenizer.json and the small JSON files beside it.
 
-tokenizer.json                    the `tokenizers` library's own form: encoding is taken as it is
-tokenizer_config.json             bos_token, eos_token, …, add_bos_token, chat_template
+tokenizer.json                    the `tokenizers` library's own form; encoding is taken as it is, the tokens
+                                  that it puts around a text included (as transformers does)
+tokenizer_config.json             bos_token, eos_token, …, chat_template
 special_tokens_map.json           the same roles, older; used where tokenizer_config.json has none
 chat_template.jinja, .json        newer places of the template; they win
 generation_config.json, config.json   eos_token_id: one id or several
@@ -14,14 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock.errors import ModelRefused
 from penstock.text.pieces import Spelling
 from penstock.text.vocabulary import Vocabulary, end_ids
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -48,7 +46,6 @@ def load(folder: Path) -> Vocabulary:
     ids = {role: i for role, text in roles.items() if (i := backend.token_to_id(text)) is not None}
     texts = {i: token.content for i, token in added.items()} | {i: roles[role] for role, i in ids.items()}
     special = {i for i, token in added.items() if token.special} | set(ids.values())
-    frame = _frame(backend, config, roles, ids)
     bos = ids.get("bos_token")
     return Vocabulary(
         backend=backend,
@@ -62,7 +59,7 @@ def load(folder: Path) -> Vocabulary:
         strip_leading_space=strip,
         templates=_templates(folder, config),
         special_tokens=roles,
-        digest=hashlib.sha256(data + repr(frame).encode()).hexdigest(),
+        digest=hashlib.sha256(data).hexdigest(),
     )
 
 
@@ -103,24 +100,6 @@ def _spelling(state: dict[str, Any], path: Path) -> tuple[Spelling, bool]:
     if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and "ByteFallback" in kinds:
         return "sentencepiece", "Strip" in kinds
     raise ModelRefused(f"{path}: decoder {kinds} is not served; ByteLevel, Metaspace and ByteFallback are")
-
-
-def _frame(
-    backend: Backend, config: dict[str, Any], roles: dict[str, str], ids: dict[str, int]
-) -> list[bool] | None:
-    """Apply add_bos_token / add_eos_token where tokenizer_config.json states them (as transformers does);
-    otherwise tokenizer.json's own post-processor stays."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return None
-    from tokenizers import processors
-
-    wanted = [bool(config.get(f"add_{role}")) and role in ids for role in ("bos_token", "eos_token")]
-    single = [roles["bos_token"]] if wanted[0] else []
-    single += ["$A"] + ([roles["eos_token"]] if wanted[1] else [])
-    used = [role for role, use in zip(("bos_token", "eos_token"), wanted, strict=True) if use]
-    pairs = [(roles[role], ids[role]) for role in used]
-    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=pairs)
-    return wanted
 
 
 def _declared_ends(folder: Path, ids: dict[str, int]) -> list[int]:

@@ -5,8 +5,9 @@ Encoding is the `tokenizers` library's. Decoding is ours: every token stands for
 ill-formed part (Unicode 3.9, maximal subparts). So decoding a prefix never has to be taken back, and
 the incremental detokenizer gives the same text.
 
-Invariants: `decode(encode(text)) == text` for byte-level vocabularies; ids are checked here and
-nowhere below; an instance may be used from several threads.
+Invariants: `decode(encode(text)) == text` where the vocabulary has all 256 bytes (SmolLM2's lacks 21 that
+its training text never had; they are dropped, as by transformers); ids are checked here and nowhere
+below; an instance may be used from several threads.
 """
 
 from __future__ import annotations
