@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -21,6 +22,10 @@ from penstock.engine.scheduler import Scheduler
 from penstock.errors import ModelRefused
 from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
+
+if TYPE_CHECKING:
+    from penstock.kernels.ops import Ops
+    from penstock.models.load import ModelInfo
 
 # A pool below this many blocks of every group thrashes; refusing says more than crawling.
 MIN_BLOCKS_PER_GROUP = 8
@@ -119,24 +124,33 @@ def longest_context(layout: KVLayout, num_blocks: int, declared: int, chunk: int
     return low
 
 
-def build_engine(
-    settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
-) -> tuple[EngineCore, Ready]:
-    """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.decoding.sampling import Sampler
-    from penstock.engine.runner import PROMPT_LOGIT_ROWS, ModelRunner
+class EnginePlan(Struct, frozen=True, kw_only=True):
+    """What an engine will take of this machine, decided from the model's headers alone."""
+
+    ops: Ops
+    layout: KVLayout
+    memory: MemoryPlan
+    num_blocks: int
+    max_context: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Bytes by purpose, and `kv_tokens`: the tokens that the pool holds."""
+        return {
+            "available": self.memory.available,
+            "weights": self.memory.weights,
+            "workspace": self.memory.workspace,
+            "kv": self.num_blocks * self.layout.block_bytes,
+            "kv_tokens": self.num_blocks * self.layout.block_size // len(self.layout.groups),
+        }
+
+
+def plan_engine(settings: EngineSettings, info: ModelInfo) -> EnginePlan:
+    """The plan for an inspected model; takes no memory. ModelRefused if it does not fit."""
+    from penstock.engine.runner import PROMPT_LOGIT_ROWS
     from penstock.kernels.ops import get_ops
-    from penstock.kv.identity import namespace_digest
-    from penstock.models.load import inspect_model, load_model
-    from penstock.models.sources import resolve
     from penstock.models.spec import kv_layers, workspace_bytes
     from penstock.observe.machine import available_memory
 
-    timer = _Timer()
-    path = Path(resolve(settings.model))
-    on_loading(Loading("inspect", 0.0))
-    info = inspect_model(path)
-    timer.lap("inspect_s")
     spec = info.spec
     ops = get_ops(settings.backend)
     logit_rows = max(settings.max_running, PROMPT_LOGIT_ROWS)
@@ -151,6 +165,27 @@ def build_engine(
     num_blocks = memory.kv // layout.block_bytes
     declared = min(spec.max_context, settings.max_context or spec.max_context)
     max_context = longest_context(layout, num_blocks, declared, settings.token_budget)
+    return EnginePlan(ops=ops, layout=layout, memory=memory, num_blocks=num_blocks, max_context=max_context)
+
+
+def build_engine(
+    settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
+) -> tuple[EngineCore, Ready]:
+    """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
+    from penstock.decoding.sampling import Sampler
+    from penstock.engine.runner import ModelRunner
+    from penstock.kv.identity import namespace_digest
+    from penstock.models.load import inspect_model, load_model
+    from penstock.models.sources import resolve
+
+    timer = _Timer()
+    path = Path(resolve(settings.model))
+    on_loading(Loading("inspect", 0.0))
+    info = inspect_model(path)
+    timer.lap("inspect_s")
+    spec = info.spec
+    plan = plan_engine(settings, info)
+    ops, layout, num_blocks, max_context = plan.ops, plan.layout, plan.num_blocks, plan.max_context
     model = load_model(
         info,
         settings.backend,
@@ -189,13 +224,7 @@ def build_engine(
         max_context=max_context,
         vocab_size=spec.vocab_size,
         backend=ops.name,
-        plan={
-            "available": memory.available,
-            "weights": memory.weights,
-            "workspace": memory.workspace,
-            "kv": num_blocks * layout.block_bytes,
-            "kv_tokens": num_blocks * settings.block_size // len(layout.groups),
-        },
+        plan=plan.as_dict(),
         timings=timer.laps,
     )
     return core, ready
