@@ -39,6 +39,13 @@ def test_inverse_cdf_finds_the_first_id_above_the_target(integers, uniform):
     assert draw.inverse_cdf(weights, uniform) == expected
 
 
+def test_blocks_of_weight_zero_are_passed_over():
+    """Red if a target on a border goes to the block before it, which has nothing to draw."""
+    weights = np.zeros(1200)
+    weights[[600, 900]] = 1.0
+    assert [draw.inverse_cdf(weights, uniform) for uniform in (0.0, 0.49, 0.5, 0.99)] == [600, 600, 900, 900]
+
+
 @given(st.integers(0, 2**32), st.integers(1, 2000), UNIFORM)
 def test_a_token_of_weight_zero_is_never_drawn(seed, size, uniform):
     """Red if rounding at a block's end or at uniform = 1 - 2**-53 lands on a masked token."""

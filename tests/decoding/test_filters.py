@@ -72,7 +72,10 @@ def test_typical_p_keeps_what_transformers_keeps(scores, mass):
 @st.composite
 def tied_weights(draw_):
     """float64[V] of few distinct values, the largest 1, zeros among them."""
-    levels = [1.0, *draw_(st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.3000001, 0.7]), max_size=5))]
+    levels = [
+        1.0,
+        *draw_(st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.3000001, 0.2999999, 0.9999999]), max_size=5)),
+    ]
     size = draw_(st.integers(1, 700))
     picks = np.random.default_rng(draw_(st.integers(0, 2**32))).integers(0, len(levels), size)
     weights = np.array(levels)[picks]

@@ -240,6 +240,31 @@ def test_masks_that_leave_nothing_yield_to_the_allowed_set():
         assert one([5.0, 4.0, -np.inf, 9.0, -np.inf], ruled_out) == 2
 
 
+@pytest.mark.parametrize(
+    ("probs", "fields", "expected"),
+    [
+        ((0.5, 0.3, 0.2), {"top_k": 2, "top_p": 0.6}, {0}),  # top-p first would keep 0 and 1
+        ((0.5, 0.28, 0.12, 0.1), {"top_p": 0.85, "min_p": 0.22}, {0, 1, 2}),  # min-p first: 0 and 1
+        ((0.5, 0.3, 0.2), {"top_p": 0.7, "typical_p": 0.6}, {0}),  # typical first: 0 and 1, 1 being nearest
+        ((0.5, 0.3, 0.2), {"temperature": 0.1, "top_p": 0.7}, {0}),  # top-p first: 0 and 1
+    ],
+)
+def test_each_filter_sees_what_the_one_before_left(probs, fields, expected):
+    """Red if two filters, or temperature and the filters, change places."""
+    logits = np.log(np.array(probs, np.float32))
+    drawn = {one(logits, sampling(**{"temperature": 1.0, "seed": seed, **fields})) for seed in range(60)}
+    assert drawn == expected
+
+
+def test_bad_words_follow_drawn_tokens():
+    """Red if the tail of a request is not carried on: two of three tokens of a word must stay known."""
+    sampler = Sampler(1, 4)
+    sampler.admit(0, np.array([0], np.int32), 1, sampling(bad_words=((3, 3, 3), (2, 3, 3, 2))))
+    logits = np.array([[0.0, 1.0, 2.0, 3.0]], np.float32)
+    drawn = [int(sampler.sample(logits, np.array([0]), np.array([1 + i]))[0][0]) for i in range(7)]
+    assert drawn == [3, 3, 2, 3, 3, 1, 3]
+
+
 def test_no_bias_brings_a_masked_token_back():
     """Red if bias is added after the masks."""
     s = sampling(
@@ -330,7 +355,7 @@ def test_extreme_settings_stay_defined():
     logits = [3.4e38, 1.0, 0.0, -3.4e38]
     for fields in (
         {"repetition_penalty": 1e-45},
-        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e-300, "temperature": 1.0},
         {"repetition_penalty": 100.0},
         {"frequency_penalty": 2.0, "presence_penalty": 2.0},
         {"temperature": 1e-310},

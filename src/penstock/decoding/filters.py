@@ -93,10 +93,10 @@ def _cheapest(cost: np.ndarray, bucket: np.ndarray, weights: np.ndarray, goal: f
     """bool[m]: tokens in order of rising cost (then position) until their weights sum to `goal`.
 
     bucket: int64[m], any monotone coarsening of `cost`. Only the bucket in which the sum passes the goal
-    is sorted. Rounding may leave the sum of all below a goal next to it: then all are kept.
+    is sorted. Rounding may leave the sum of all below a goal next to it: no bucket passes, all are kept.
     """
     sums = np.bincount(bucket, weights=weights).cumsum()
-    border = min(int(np.searchsorted(sums, goal)), len(sums) - 1)
+    border = int(np.searchsorted(sums, goal))
     keep = bucket < border
     inside = np.flatnonzero(bucket == border)
     inside = inside[np.argsort(cost[inside], kind="stable")]
