@@ -171,6 +171,10 @@ ENTRY = tensor_entry("t", (32,), 0, 0)
 DAMAGE = {
     "empty file": (b"", "empty"),
     "magic": (file_bytes([], [], magic=b"GGML"), "GGML"),
+    "more strings than sane": (
+        file_bytes([key_value("k", 9, struct.pack("<IQ", 8, 2**24 + 1) + bytes(8))], []),
+        str(2**24),
+    ),
     "version 1": (file_bytes([], [], version=1), "version 1 "),
     "big endian": (file_bytes([], [], version=0x03000000), "0x03000000"),
     "tensor count": (file_bytes([], [], num_tensors=2**60), str(2**60)),

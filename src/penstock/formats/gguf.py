@@ -29,6 +29,8 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME_BYTES = 65535  # the specification's limit on keys; ggml's on tensor names is lower still
 MAX_NESTING = 8  # arrays of arrays; arbitrary, no known writer nests at all
+MAX_ITEMS = 2**24  # keys, tensors, strings of one array; arbitrary, 30 times the largest vocabulary known:
+# each takes more memory than file, so their number must not grow with the size of a hostile file
 MAX_ELEMENTS = 2**62  # so that products of dimensions stay below 2**63 in every consumer
 
 _UINT32 = struct.Struct("<I")
@@ -93,9 +95,11 @@ class _Cursor:
     def uint64(self, what: str) -> int:
         return int(_UINT64.unpack_from(self.buffer, self.need(8, what))[0])
 
-    def count(self, what: str, min_bytes: int) -> int:
+    def count(self, what: str, min_bytes: int, limit: int | None = MAX_ITEMS) -> int:
         """A count of items of at least `min_bytes` each, bounded by what is left of the file."""
         count = self.uint64(what)
+        if limit is not None and count > limit:
+            raise self.damaged(f"{what} is {count}, the limit is {limit}")
         left = self.size - self.at
         if count * min_bytes > left:
             raise self.damaged(f"{what} is {count}, at least {count * min_bytes} bytes, {left} are left")
@@ -148,7 +152,7 @@ class _Cursor:
         kind = self.uint32(f"element type of {what}")
         scalar = _SCALARS.get(kind)
         if scalar is not None:
-            count = self.count(f"length of {what}", scalar.itemsize)
+            count = self.count(f"length of {what}", scalar.itemsize, limit=None)
             return np.frombuffer(self.buffer, scalar, count, self.need(count * scalar.itemsize, what))
         if kind == _TYPE_STRING:
             return self.strings(self.count(f"length of {what}", 8), what)

