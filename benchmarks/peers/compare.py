@@ -274,11 +274,9 @@ def table(peers: list[Running], shapes: tuple[Shape, ...]) -> str:
 
 def machine() -> dict:
     """As `penstock doctor` describes it."""
-    import msgspec
-
     from penstock.observe.machine import describe_machine
 
-    return msgspec.to_builtins(describe_machine())
+    return describe_machine()
 
 
 def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape, ...], load: list) -> Path:

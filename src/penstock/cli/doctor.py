@@ -96,17 +96,17 @@ def findings(settings: EngineSettings) -> Iterator[Finding]:
 
 def _machine(settings: EngineSettings) -> Iterator[Finding]:
     from penstock.cli.console import size
-    from penstock.observe.machine import available_memory, describe_machine
+    from penstock.observe.machine import describe_machine
 
     machine = describe_machine()
-    yield Finding("ok", "processor", f"{machine.cpu}, {machine.cpus} to use")
-    found = [name for name in (*INSTRUCTION_SETS, *ARM_SETS) if name in machine.features]
+    yield Finding("ok", "processor", f"{machine['cpu']}, {machine['cpus']} to use")
+    found = [name for name in (*INSTRUCTION_SETS, *ARM_SETS) if name in machine["cpu_features"]]
     verdict: Literal["ok", "note"] = "ok" if found else "note"
     yield Finding(verdict, "instructions", ", ".join(found) or "none known; portable code will be used")
     yield Finding(
         "ok",
         "memory",
-        f"{size(available_memory())} available of {size(machine.total_memory_bytes)} (cgroup limits included)",
+        f"{size(machine['available_memory_bytes'])} available of {size(machine['total_memory_bytes'])} (cgroup limits included)",
     )
 
 
@@ -137,7 +137,7 @@ def _backend(settings: EngineSettings) -> Iterator[Finding]:
 
     chosen = resolve_backend(settings.backend)
     get_ops(chosen)
-    why = "asked for" if settings.backend != "auto" else f"first that works here of {', '.join(backends())}"
+    why = "asked for" if settings.backend != "auto" else f"auto; known: {', '.join(backends())}"
     yield Finding("ok", "backend", f"{chosen} ({why})")
     if chosen == "reference":
         yield Finding(
@@ -188,7 +188,7 @@ def _plan(settings: EngineSettings, info: ModelInfo) -> Finding:
 
     plan = plan_engine(settings, info)
     text = f"{memory_plan(plan.as_dict())}; longest request {plan.max_context:,} tokens"
-    if plan.max_context < info.context:
+    if plan.max_context < min(info.context, settings.max_context or info.context):
         return Finding(
             "note", "memory plan", f"{text} of the declared {info.context:,}; raise kv_bytes for more"
         )

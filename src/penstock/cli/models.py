@@ -17,7 +17,8 @@ def list_() -> None:
     from penstock.cli import console
     from penstock.models import sources
 
-    table = Table("name", "size", "path", box=None)
+    table = Table("name", "size", box=None)
+    table.add_column("path", overflow="fold")
     for model in sources.list_models():
         table.add_row(model.name, console.size(model.size_bytes), str(model.path))
     console.out().print(table)
