@@ -26,16 +26,16 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forgotten: list[int] = []
-        self.pool = BlockPool(NUM_BLOCKS, on_forget=self.forgotten.append)
+        self.evicted: list[int] = []
+        self.pool = BlockPool(NUM_BLOCKS, on_evict=self.evicted.append)
         self.owners: dict[int, int] = {}
         self.lru: list[int] = []
-        self.content: dict[int, str] = {}
+        self.published: set[int] = set()
         self.generations = dict.fromkeys(range(NUM_BLOCKS), 0)
 
-    def taken_forgotten(self) -> list[int]:
-        taken = list(self.forgotten)
-        self.forgotten.clear()
+    def taken_evicted(self) -> list[int]:
+        taken = list(self.evicted)
+        self.evicted.clear()
         return taken
 
     @rule(count=st.integers(0, NUM_BLOCKS + 2))
@@ -44,15 +44,15 @@ class PoolMachine(RuleBasedStateMachine):
         blocks = self.pool.allocate(count)
         if count > num_free + len(self.lru):
             assert blocks is None
-            assert self.taken_forgotten() == []
+            assert self.taken_evicted() == []
             return
         assert blocks is not None
         assert blocks.dtype == "int32"
         evicted = self.lru[: max(0, count - num_free)]
-        assert self.taken_forgotten() == evicted
+        assert self.taken_evicted() == evicted
         for block in evicted:
             self.lru.remove(block)
-            del self.content[block]
+            self.published.remove(block)
         got = blocks.tolist()
         assert len(set(got)) == count
         assert not set(got) & (set(self.owners) | set(self.lru))
@@ -75,33 +75,30 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         blocks = data.draw(st.lists(st.sampled_from(sorted(self.owners)), unique=True))
         self.pool.release(blocks)
-        transient = []
         for block in blocks:
             self.owners[block] -= 1
             if self.owners[block] == 0:
                 del self.owners[block]
-                if self.content.get(block) == "published":
+                if block in self.published:
                     self.lru.append(block)
-                elif self.content.pop(block, None):
-                    transient.append(block)
-        assert self.taken_forgotten() == transient
+        assert self.taken_evicted() == []
 
     @precondition(lambda self: self.owners)
-    @rule(data=st.data(), transient=st.booleans())
-    def publish(self, data: st.DataObject, transient: bool) -> None:
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
         block = data.draw(st.sampled_from(sorted(self.owners)))
-        self.pool.publish(block, transient)
-        self.content[block] = "transient" if transient else "published"
+        self.pool.publish(block)
+        self.published.add(block)
 
-    @precondition(lambda self: self.content)
+    @precondition(lambda self: self.published)
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
-        block = data.draw(st.sampled_from(sorted(self.content)))
-        assert self.pool.discard(block) == (block in self.lru)
-        del self.content[block]
+        block = data.draw(st.sampled_from(sorted(self.published)))
+        self.pool.discard(block)
+        self.published.remove(block)
         if block in self.lru:
             self.lru.remove(block)
-        assert self.taken_forgotten() == []
+        assert self.taken_evicted() == []
 
     @invariant()
     def agree(self) -> None:
@@ -113,7 +110,7 @@ class PoolMachine(RuleBasedStateMachine):
         for block in range(NUM_BLOCKS):
             assert self.pool.references(block) == self.owners.get(block, 0)
             assert self.pool.generation(block) == self.generations[block]
-            assert self.pool.is_published(block) == (block in self.content)
+            assert self.pool.is_published(block) == (block in self.published)
 
 
 def test_pool_agrees_with_model_of_sets_for_2000_steps() -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 
 from penstock.kv import identity
 from penstock.kv.pool import BlockPool
-from penstock.kv.tree import PrefixTree, window_start
+from penstock.kv.tree import Node, PrefixTree, window_start
 
 BLOCK = 2
 WINDOWS = (None, 3, 6)  # full, and two sliding groups
@@ -76,6 +76,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree = PrefixTree(self.pool, WINDOWS, BLOCK, self.ledger)
         self.model: dict[Key, int] = {}
         self.owned: list[int] = []
+        self.siblings: Node | None = None  # the private root while somebody pins it
 
     salts = st.sampled_from(["a", "a", "a", "b", "\x00private:x"])
     group_sets = st.sampled_from([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0], [1], [2], [0, 1], [0, 2], [1, 2]])
@@ -103,7 +104,9 @@ class TreeMachine(RuleBasedStateMachine):
         gone = set(self.ledger.removed)
         self.ledger.removed.clear()
         for key, block in list(self.model.items()):
-            if self.identity_of(key) in gone:
+            # Private content goes unannounced, and like all other content only under memory pressure.
+            unannounced = key[0].startswith("\x00") and not self.pool.is_published(block)
+            if unannounced or self.identity_of(key) in gone:
                 assert block not in self.owned, "content was dropped under its owner"
                 del self.model[key]
                 type(self).evictions += 1
@@ -119,6 +122,9 @@ class TreeMachine(RuleBasedStateMachine):
         blocks = iter(got.tolist())
         self.owned += got.tolist()
         node = self.tree.root(ROOTS[salt], private=salt.startswith("\x00"))
+        if node.private and self.siblings is None:
+            self.tree.pin(node)
+            self.siblings = node
         for i in range(depth):
             mine = [next(blocks) if g in groups else -1 for g in range(3)]
             node = self.tree.insert(node, data(tokens[i * BLOCK : (i + 1) * BLOCK]), mine)
@@ -138,10 +144,19 @@ class TreeMachine(RuleBasedStateMachine):
     def give_back(self, gone: list[int]) -> None:
         self.owned = [block for block in self.owned if block not in gone]
         self.pool.release(gone)
-        for key, block in list(self.model.items()):
-            if key[0].startswith("\x00") and block in gone:
-                del self.model[key]
         self.forget_removed()
+
+    @precondition(lambda self: self.siblings)
+    @rule()
+    def leave(self) -> None:
+        """The last of those who shared privately."""
+        assert self.siblings is not None
+        reusable = self.pool.num_reusable
+        mine = {block for key, block in self.model.items() if key[0].startswith("\x00")}
+        self.tree.unpin(self.siblings)
+        self.siblings = None
+        self.model = {key: block for key, block in self.model.items() if not key[0].startswith("\x00")}
+        assert self.pool.num_reusable == reusable - len(mine - set(self.owned))
 
     @rule(count=st.integers(1, NUM_BLOCKS))
     def press(self, count: int) -> None:
@@ -184,6 +199,7 @@ class TreeMachine(RuleBasedStateMachine):
         if sure != 9:
             return
         self.tree.clear()
+        self.siblings = None
         self.ledger.removed.clear()
         self.model.clear()
 
@@ -194,7 +210,10 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.check()
         announced = {self.identity_of(key) for key in self.model if not key[0].startswith("\x00")}
         assert set(self.ledger.stored) == announced
-        prefixes = {(s, t[:at]) for s, t, _ in self.model for at in range(0, len(t) + 1, BLOCK)}
+        roots = {(self.siblings.identity, ())} if self.siblings else set()
+        prefixes = roots | {
+            (ROOTS[s], t[:at]) for s, t, _ in self.model for at in range(0, len(t) + 1, BLOCK)
+        }
         assert len(list(self.tree.nodes())) == len(prefixes), "a node leads to no content"
         for salt, tokens in sorted({key[:2] for key in self.model}):
             self.compare(salt, list(tokens), [0, 1, 2], None)

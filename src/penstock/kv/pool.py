@@ -23,28 +23,22 @@ import numpy as np
 
 from penstock.errors import ConfigError
 
-# What a block's content is, beside its reference count.
-_UNPUBLISHED = 0  # private to its owners: free once they are gone
-_PUBLISHED = 1  # in the prefix tree: reusable once its owners are gone
-_TRANSIENT = 2  # in the prefix tree while owned: leaves the tree and is free once its owners are gone
-
 
 class BlockPool:
-    """`on_forget(block)` is called when published content is about to be lost (evicted, or transient
-    and without owners); the prefix tree sets it to its `forget`."""
+    """`on_evict(block)` is called when content is evicted; the prefix tree sets it to its `forget`."""
 
-    def __init__(self, num_blocks: int, on_forget: Callable[[int], None] | None = None) -> None:
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> None:
         if num_blocks < 1:
             raise ConfigError(
                 f"the KV pool has {num_blocks} blocks, at least 1 is needed; give it more memory (kv_bytes)"
             )
         self.num_blocks = num_blocks
-        self.on_forget = on_forget
+        self.on_evict = on_evict
         self.num_evicted = 0
         # Lists, not arrays: the hot path touches one block at a time.
         self._refs = [0] * num_blocks
         self._generation = [0] * num_blocks
-        self._content = bytearray(num_blocks)
+        self._published = bytearray(num_blocks)  # 1: the content is in the prefix tree
         self._free = list(range(num_blocks - 1, -1, -1))
         self._reusable: OrderedDict[int, None] = OrderedDict()
 
@@ -101,7 +95,7 @@ class BlockPool:
     def release(self, blocks: Iterable[int]) -> None:
         """One reference less to each block, in this order: of published blocks that become reusable
         the first given is the first to be evicted."""
-        refs, content = self._refs, self._content
+        refs = self._refs
         for block in blocks:
             left = refs[block] - 1
             if left > 0:
@@ -110,42 +104,35 @@ class BlockPool:
             if left < 0:
                 raise ValueError(f"block {block} has no reference to give back")
             refs[block] = 0
-            if content[block] == _PUBLISHED:
+            if self._published[block]:
                 self._reusable[block] = None
             else:
-                if content[block] == _TRANSIENT:
-                    self._forget(block)
                 self._free.append(block)
 
-    def publish(self, block: int, transient: bool = False) -> None:
+    def publish(self, block: int) -> None:
         """The content of an owned block is in the prefix tree now."""
         if self._refs[block] < 1:
             raise ValueError(f"block {block} has no owner; only owned blocks can be published")
-        self._content[block] = _TRANSIENT if transient else _PUBLISHED
+        self._published[block] = 1
 
     def is_published(self, block: int) -> bool:
-        return self._content[block] != _UNPUBLISHED
+        return bool(self._published[block])
 
-    def discard(self, block: int) -> bool:
+    def discard(self, block: int) -> None:
         """The tree no longer knows the content of `block`: a reusable block becomes free, an owned one
-        private to its owners. Does not call `on_forget`. True if the block became free."""
-        self._content[block] = _UNPUBLISHED
-        if block not in self._reusable:
-            return False
-        del self._reusable[block]
-        self._free.append(block)
-        return True
+        private to its owners. Does not call `on_evict`."""
+        self._published[block] = 0
+        if block in self._reusable:
+            del self._reusable[block]
+            self._free.append(block)
 
     def _evict_oldest(self) -> None:
         block, _ = self._reusable.popitem(last=False)
         self.num_evicted += 1
-        self._forget(block)
+        self._published[block] = 0
+        if self.on_evict is not None:
+            self.on_evict(block)
         self._free.append(block)
-
-    def _forget(self, block: int) -> None:
-        self._content[block] = _UNPUBLISHED
-        if self.on_forget is not None:
-            self.on_forget(block)
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds. O(num_blocks), for tests and idle times."""
@@ -153,10 +140,9 @@ class BlockPool:
         assert len(free) == len(self._free), "a block is free twice"
         assert not free & reusable, f"blocks {sorted(free & reusable)} are free and reusable"
         for block in range(self.num_blocks):
-            refs, content = self._refs[block], self._content[block]
+            refs, published = self._refs[block], bool(self._published[block])
             assert refs >= 0, f"block {block} has {refs} references"
             unowned = block in free or block in reusable
             assert unowned == (refs == 0), f"block {block}: {refs} references, unowned={unowned}"
-            assert (block in reusable) <= (content == _PUBLISHED), f"block {block} is reusable, unpublished"
-            assert (block in free) <= (content == _UNPUBLISHED), f"block {block} is free, published"
+            assert refs or published == (block in reusable), f"block {block}: published={published}"
         assert self.num_free + self.num_reusable + self.num_owned == self.num_blocks

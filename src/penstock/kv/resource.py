@@ -17,6 +17,7 @@ length. Python runs only for rows that complete a block or leave one behind a wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,8 +38,9 @@ from penstock.kv.tree import (
 )
 from penstock.resource import Grant, Holder, TableUpdate
 
-# A salt that starts so is shared by the siblings of one call (n > 1) and by nobody else; the content
-# under it lives as long as somebody owns it, whatever the cache policy says.
+# A salt that starts so is shared by the siblings of one call (n > 1) and by nobody else: whatever the
+# cache policy says they store under it, and all is dropped when the last of them leaves its slot. (Not
+# block by block: a window's blocks have no owner any more when the next sibling comes to need them.)
 PRIVATE_SALT = "\x00private:"
 
 
@@ -57,9 +59,9 @@ class KVStats(Struct, frozen=True):
 class _Tenure:
     """What is remembered of one holder in its slot. `first[g]`: the first logical block that group g
     still holds. `cursor`: the (pinned) node after which the next block is published, None if it does
-    not publish; `depth`: how many blocks lie before that."""
+    not publish; `depth`: how many blocks lie before that. `private_root`: the root that it keeps pinned."""
 
-    __slots__ = ("cursor", "depth", "epoch", "first", "holder")
+    __slots__ = ("cursor", "depth", "epoch", "first", "holder", "private_root")
 
     def __init__(self, holder: Holder, first: list[int], epoch: int) -> None:
         self.holder = holder
@@ -67,6 +69,7 @@ class _Tenure:
         self.depth = 0
         self.first = first
         self.epoch = epoch
+        self.private_root: Node | None = None
 
 
 class KVResource:
@@ -137,9 +140,13 @@ class KVResource:
         else:
             self._hold(slot, tenure, 0, [[] for _ in self.windows])
         if store:
-            tenure.cursor = path[-1] if path else self.tree.root(root_id, private)
+            root = self.tree.root(root_id, private)
+            tenure.cursor = path[-1] if path else root
             tenure.depth = len(path)
             self.tree.pin(tenure.cursor)
+            if private:
+                tenure.private_root = root
+                self.tree.pin(root)
         return len(path) * self.block_size
 
     def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
@@ -217,6 +224,8 @@ class KVResource:
         self._release_blocks(slot, tenure)
         if tenure.cursor is not None:
             self.tree.unpin(tenure.cursor)
+        if tenure.private_root is not None:
+            self.tree.unpin(tenure.private_root)
         self._dirty.pop(slot, None)
         self._reserved[slot] = self.committed[slot] = 0
         self._tenures[slot] = None
@@ -263,7 +272,7 @@ class KVResource:
         self.tree.clear()
         for tenure in self._tenures:
             if tenure is not None:
-                tenure.cursor = None
+                tenure.cursor = tenure.private_root = None
         if namespace is not None:
             self._namespace = namespace
 
@@ -273,7 +282,7 @@ class KVResource:
         self.pool.check()
         self.tree.check()
         refs = np.zeros(self.pool.num_blocks, np.int64)
-        pins: dict[int, int] = {}
+        pins: Counter[Node] = Counter()
         for slot, tenure in enumerate(self._tenures):
             if tenure is None:
                 assert self._reserved[slot] == self.committed[slot] == 0, f"empty slot {slot} holds tokens"
@@ -285,13 +294,12 @@ class KVResource:
                 blocks = table[slot, tenure.first[g] : self._reserved[slot] // self.block_size]
                 assert len(set(blocks.tolist())) == len(blocks), f"slot {slot} holds a block twice"
                 refs[blocks] += 1
-            if tenure.cursor is not None:
-                pins[id(tenure.cursor)] = pins.get(id(tenure.cursor), 0) + 1
+            pins.update(node for node in (tenure.cursor, tenure.private_root) if node is not None)
         counted = np.array([self.pool.references(block) for block in range(self.pool.num_blocks)])
         wrong = np.nonzero(counted != refs)[0].tolist()
         assert not wrong, f"blocks {wrong}: the pool counts other references than the tables hold"
-        found = sum(node.pins for node in self.tree.nodes())
-        assert found == sum(pins.values()), f"{found} pins in the tree, {sum(pins.values())} cursors"
+        found = {node: node.pins for node in self.tree.nodes() if node.pins}
+        assert found == pins, f"{sum(found.values())} pins in the tree, {pins.total()} in the slots"
 
     # ------------------------------------------------------------------ interior
 

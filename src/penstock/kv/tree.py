@@ -32,7 +32,7 @@ class CacheObserver(Protocol):
     """Told about every published block, in order: KV events for routers and tiers come from here.
 
     `identity`, `parent`: 32-byte digests (`penstock.kv.identity`); `tokens`: little-endian u32 bytes.
-    Content under a private root is never told: no other request can hit it.
+    Content under a private root is never told: only the requests that pin it can hit it.
     """
 
     def on_stored(self, identity: bytes, parent: bytes, tokens: bytes, group: int) -> None: ...
@@ -96,7 +96,7 @@ def common_prefix(a: bytes, b: bytes) -> int:
 
 
 class PrefixTree:
-    """`windows[g]`: None for a full-attention group, else its window. Takes over `pool.on_forget`."""
+    """`windows[g]`: None for a full-attention group, else its window. Takes over `pool.on_evict`."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class PrefixTree:
         self._width = block_size * TOKEN_BYTES
         self._roots: dict[bytes, Node] = {}
         self._place: list[tuple[Node, int] | None] = [None] * pool.num_blocks
-        pool.on_forget = self.forget
+        pool.on_evict = self.forget
 
     # ------------------------------------------------------------------ lookup
 
@@ -180,7 +180,8 @@ class PrefixTree:
     def root(self, identity: bytes, private: bool = False) -> Node:
         """The root with this identity, made if need be. Pin it if nothing is inserted at once.
 
-        private: content under it is dropped as soon as nobody owns it, and never told to the observer.
+        private: content under it is dropped with the last pin of the root, and never told to the
+        observer.
         """
         node = self._roots.get(identity)
         if node is None:
@@ -200,7 +201,7 @@ class PrefixTree:
             if block >= 0 and node.blocks[group] < 0:
                 node.blocks[group] = block
                 self._place[block] = (node, group)
-                self.pool.publish(block, transient=node.private)
+                self.pool.publish(block)
                 if self.observer is not None and not node.private:
                     self.observer.on_stored(node.identity, parent.identity, tokens, group)
         return node
@@ -211,6 +212,8 @@ class PrefixTree:
 
     def unpin(self, node: Node) -> None:
         node.pins -= 1
+        if node.private and node.parent is None and node.pins == 0:
+            self._drop_below(node, owned_too=True)
         self._prune(node)
 
     # ------------------------------------------------------------------ removal
@@ -245,23 +248,28 @@ class PrefixTree:
             self.observer.on_removed(node.identity, group)
         return place
 
-    def _drop_below(self, top: Node) -> None:
-        """Free ownerless content below `top`. Stops at nodes that miss a full-attention block
-        themselves: below those it was done before."""
+    def _drop_below(self, top: Node, owned_too: bool = False) -> None:
+        """Forget the ownerless content below `top`, or (`owned_too`) all of it.
+
+        The former stops at nodes that miss a full-attention block: below those it was done before.
+        """
         stack = list(top.children.values())
         order: list[Node] = []
         while stack:
             node = stack.pop()
             order.append(node)
-            if all(b >= 0 for b, window in zip(node.blocks, self.windows, strict=True) if window is None):
+            if owned_too or self._is_reachable(node):
                 stack.extend(node.children.values())
         for node in reversed(order):
             for block in node.blocks:
-                if block >= 0 and self.pool.references(block) == 0:
+                if block >= 0 and (owned_too or self.pool.references(block) == 0):
                     self._take(block)
                     self.pool.discard(block)
-                    self.pool.num_evicted += 1
+                    self.pool.num_evicted += not owned_too
             self._prune(node)
+
+    def _is_reachable(self, node: Node) -> bool:
+        return all(b >= 0 for b, window in zip(node.blocks, self.windows, strict=True) if window is None)
 
     def _prune(self, node: Node) -> None:
         while not node.pins and not node.children and all(block < 0 for block in node.blocks):
