@@ -33,7 +33,7 @@ from penstock.errors import (
 )
 from penstock.wire.fold import Fold
 from support.sim_engine import build_sim
-from support.tiny_models import write_tokenizer
+from support.tiny_models import make_tiny, write_tokenizer
 
 SIM = str(Path(__file__).parents[1] / "support" / "sim_engine.py")
 WAIT_S = 60.0
@@ -382,3 +382,30 @@ async def test_long_prompt_does_not_block_the_loop(model: Callable[..., EngineSe
         await answer(service, completion("tea " * 3000, max_tokens=1))
         assert seen
         assert loop_thread not in seen
+
+
+async def test_the_real_engine_process_gives_what_llm_gives(tmp_path: Path) -> None:
+    """Red if the entry point that `serve` starts is broken, or a process border changes tokens."""
+    folder = make_tiny("llama", tmp_path / "tiny")
+    settings = EngineSettings(model=str(folder), kv_bytes=4 << 20)
+    params: dict[str, object] = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True, "n": 2}
+    texts = []
+    for transport in (SupervisedTransport, InProcessTransport):
+        async with running(settings, transport) as service:
+            assert service.ready is not None
+            assert service.models()[0].max_context == 512
+            texts.append([c.text for c in (await answer(service, completion("tea", **params))).choices()])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 2
+
+
+async def test_a_missing_model_is_refused_not_restarted(tmp_path: Path) -> None:
+    """Red if a path without a model ends in a loop of restarts instead of the reason."""
+    service = EngineService(EngineSettings(model=str(tmp_path / "nothing.gguf")), SupervisedTransport)
+    await service.start()
+    try:
+        with pytest.raises(ModelRefused, match="nothing"):
+            await asyncio.wait_for(service.wait_ready(), WAIT_S)
+        assert service.health().restarts == 0
+    finally:
+        await service.close()

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.call import Call, Event, Failure, Health, Message, ModelCard, ToolSpec
 from penstock.config import EngineSettings
@@ -34,6 +34,10 @@ from penstock.errors import (
     PenstockError,
     from_kind,
 )
+from penstock.models.sources import is_present, resolve
+
+if TYPE_CHECKING:
+    from penstock.text.tokenizer import Tokenizer
 
 log = logging.getLogger("penstock.engine.service")
 
@@ -87,12 +91,16 @@ class EngineService:
         self._changed = asyncio.Event()  # state of readiness or number of calls
         self._error: PenstockError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tokenizers: dict[str, asyncio.Future[Tokenizer]] = {}  # by model path
         self._closed = False
 
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
+        """Returns at once; the tokenizer loads here while the engine loads the weights."""
         await self._transport.start(self)
+        if is_present(self.settings.model):
+            self._load_tokenizer(str(resolve(self.settings.model)))
 
     async def wait_ready(self) -> Ready:
         """Until requests are accepted. Raises the error (ModelRefused, …) that says why never."""
@@ -295,19 +303,30 @@ class EngineService:
 
     async def _load_text(self, ready: Ready, identity: tuple[str, int]) -> None:
         try:
+            tokenizer = await self._load_tokenizer(ready.model_path)
             loop = asyncio.get_running_loop()
-            self._preparer = await loop.run_in_executor(self._threads, self._make_preparer, ready)
+            self._preparer = await loop.run_in_executor(self._threads, self._make_preparer, ready, tokenizer)
             self._prepared_for = identity
         except PenstockError as error:
             log.error("%s", error.message)
             self._error = ModelRefused(error.message)
         self._announce()
 
-    def _make_preparer(self, ready: Ready) -> Preparer:
+    def _load_tokenizer(self, path: str) -> asyncio.Future[Tokenizer]:
+        """Begin, or go on with, loading the tokenizer beside the weights at `path`."""
         from penstock.text.tokenizer import Tokenizer
 
+        if path not in self._tokenizers:
+            loading = asyncio.get_running_loop().run_in_executor(self._threads, Tokenizer.load, Path(path))
+            loading.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # raised where awaited
+            self._tokenizers = {path: loading}
+        return self._tokenizers[path]
+
+    def _make_preparer(self, ready: Ready, tokenizer: Tokenizer) -> Preparer:
         return Preparer(
-            Tokenizer.load(Path(ready.model_path)),
+            tokenizer,
             model=self._name,
             max_context=ready.max_context,
             vocab_size=ready.vocab_size,
