@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from penstock.kernels.ops import Ops
     from penstock.models.load import ModelInfo
 
-# A pool below this many blocks of every group thrashes; refusing says more than crawling.
-MIN_BLOCKS_PER_GROUP = 8
+# A pool that holds fewer tokens than this serves nobody; refusing says more than crawling.
+MIN_POOL_TOKENS = 64
 
 
 class CoreShape(Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the KV bytes. ModelRefused with the numbers if the model does not fit."""
     need = weights + workspace
-    least = MIN_BLOCKS_PER_GROUP * len(layout.groups) * layout.block_bytes
+    least = layout.blocks_for(MIN_POOL_TOKENS, settings.token_budget) * layout.block_bytes
     if need + least > available:
         raise ModelRefused(
             f"{settings.model}: needs {_gib(weights)} for weights and {_gib(workspace)} for a step of "

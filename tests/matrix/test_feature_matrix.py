@@ -1,0 +1,263 @@
+"""The feature matrix: every pair of features, over several kinds of model, gives the plain tokens.
+
+The plain oracle runs each request alone, at depth 0, without cache, in one chunk. Each feature below
+changes settings, sampling or the surroundings of the same requests; tokens must not change and every
+slot and block must come back. `python tests/matrix/test_feature_matrix.py` prints the table that
+docs/feature-matrix.md holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tiny_models import make_tiny
+from token_engine import Answer, TokenEngine, same_logprobs
+
+from penstock.decoding.params import TokenSampling
+
+MODELS = {
+    "full attention": "llama",
+    "sliding window": "gemma3",
+    "mixture of experts": "qwen3_moe",
+    "attention sinks": "gpt_oss",
+}
+PROMPTS = [
+    [7, 8, 9],
+    list(range(10, 55)),
+    list(range(10, 50)) + [3, 4, 5],
+    list(range(10, 34)),
+    [200, 201, 202, 203, 204] * 3,
+]
+NEW_TOKENS = 12
+MAX_CONTEXT = 64
+LOGPROB_TOLERANCE = 1e-4  # float32, other batch shapes
+
+
+class Setup(msgspec.Struct):
+    """What a feature may change. `settings` are the engine's, `rounds` how often the requests run."""
+
+    settings: dict[str, Any]
+    sampling: dict[str, Any]
+    fields: dict[str, Any]
+    block_bytes: int
+    blocks_for: Callable[[int, int], int]
+    rounds: int = 1
+    siblings: int = 1
+    neighbours: bool = False
+
+
+def _depth(setup: Setup) -> None:
+    setup.settings["async_depth"] = 1
+
+
+def _prefix_cache(setup: Setup) -> None:
+    setup.settings["prefix_cache"] = True
+    setup.rounds = 2
+
+
+def _chunks(setup: Setup) -> None:
+    setup.settings["token_budget"] = 7
+
+
+def _preemption(setup: Setup) -> None:
+    setup.settings["kv_bytes"] = (setup.blocks_for(MAX_CONTEXT, 512) + 6) * setup.block_bytes
+
+
+def _siblings(setup: Setup) -> None:
+    setup.siblings = 3
+
+
+def _logprobs(setup: Setup) -> None:
+    setup.sampling["logprobs"] = 3
+
+
+def _prompt_logprobs(setup: Setup) -> None:
+    setup.sampling["prompt_logprobs"] = 2
+
+
+def _sampling(setup: Setup) -> None:
+    setup.sampling.update(temperature=0.9, top_p=0.95, top_k=40, frequency_penalty=0.4, repetition_penalty=1.2)
+
+
+def _stops(setup: Setup) -> None:
+    setup.sampling.update(stop_token_ids=tuple(range(0, 320, 9)), min_tokens=4)
+
+
+def _tenants(setup: Setup) -> None:
+    setup.fields.update(tenants=True)
+
+
+def _neighbours(setup: Setup) -> None:
+    setup.neighbours = True
+
+
+FEATURES: dict[str, Callable[[Setup], None]] = {
+    "async depth 1": _depth,
+    "prefix cache": _prefix_cache,
+    "chunked prefill": _chunks,
+    "preemption": _preemption,
+    "n > 1": _siblings,
+    "logprobs": _logprobs,
+    "prompt logprobs": _prompt_logprobs,
+    "seeded sampling, penalties": _sampling,
+    "stop ids, min tokens": _stops,
+    "tenants, priorities": _tenants,
+    "cancelled neighbours": _neighbours,
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return cache(lambda arch: make_tiny(arch, tmp_path_factory.mktemp(arch)))
+
+
+@pytest.fixture(scope="session")
+def plain(models: Callable[[str], Path]) -> Callable[[str, tuple[tuple[str, Any], ...]], list[Answer]]:
+    """(model, sampling) -> the oracle's answers, computed once."""
+
+    @cache
+    def answers(arch: str, sampling: tuple[tuple[str, Any], ...]) -> list[Answer]:
+        settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**22}
+        with TokenEngine(models(arch), block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
+            return [engine.alone(prompt, _sampling_of(i, dict(sampling))) for i, prompt in enumerate(PROMPTS)]
+
+    return answers
+
+
+@cache
+def _block_shape(path: Path) -> tuple[int, Callable[[int, int], int]]:
+    with TokenEngine(path, block_size=4, kv_bytes=2**22, max_context=MAX_CONTEXT) as engine:
+        layout = engine.core.kv.layout
+        return layout.block_bytes, layout.blocks_for
+
+
+def _sampling_of(i: int, changes: dict[str, Any]) -> TokenSampling:
+    return TokenSampling(**{"max_tokens": NEW_TOKENS, "seed": 1000 + i, "temperature": 0.0, **changes})
+
+
+def run_features(path: Path, names: tuple[str, ...]) -> tuple[Setup, list[list[Answer]], TokenEngine]:
+    """Run the prompts with the named features on. Answers per round."""
+    block_bytes, blocks_for = _block_shape(path)
+    settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**22}
+    setup = Setup(settings=settings, sampling={}, fields={}, block_bytes=block_bytes, blocks_for=blocks_for)
+    for name in names:
+        FEATURES[name](setup)
+    rounds = []
+    with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, max_running=8, **setup.settings) as engine:
+        for number in range(setup.rounds):
+            ids = _submit_all(engine, setup, number)
+            engine.run()
+            rounds.append([engine.answers[request_id] for request_id in ids])
+    return setup, rounds, engine
+
+
+def _submit_all(engine: TokenEngine, setup: Setup, number: int) -> list[str]:
+    ids: list[str] = []
+    for i, prompt in enumerate(PROMPTS):
+        fields: dict[str, Any] = {}
+        if setup.fields.get("tenants"):
+            fields = {"tenant": "ab"[i % 2], "priority": i % 3 - 1}
+        leader = f"{number}-{i}-0"
+        for sibling in range(setup.siblings):
+            request_id = f"{number}-{i}-{sibling}"
+            family = {} if setup.siblings == 1 else {"cache_salt": f"\x00private:{leader}"}
+            if sibling:
+                family["leader"] = leader
+            engine.submit(request_id, prompt, _sampling_of(i, setup.sampling), **family, **fields)
+            ids.append(request_id)
+        if setup.neighbours:
+            engine.submit(f"{number}-{i}-gone", prompt, _sampling_of(i, setup.sampling))
+            engine.core.step()
+            engine.core.abort("test", f"{number}-{i}-gone")
+    return ids
+
+
+def check_features(path: Path, names: tuple[str, ...], want: list[Answer]) -> None:
+    setup, rounds, engine = run_features(path, names)
+    expected = [answer for answer in want for _ in range(setup.siblings)]
+    for answers in rounds:
+        for got, plain_answer in zip(answers, expected, strict=True):
+            assert got.error is None
+            assert got.tokens == plain_answer.tokens
+            assert got.finish == plain_answer.finish
+            if "logprobs" in setup.sampling:
+                same_logprobs(got.logprobs, plain_answer.logprobs, LOGPROB_TOLERANCE)
+            if "prompt_logprobs" in setup.sampling:
+                same_logprobs(got.prompt_logprobs, plain_answer.prompt_logprobs, LOGPROB_TOLERANCE)
+    _check_that_it_happened(names, setup, rounds, engine)
+
+
+def _check_that_it_happened(
+    names: tuple[str, ...], setup: Setup, rounds: list[list[Answer]], engine: TokenEngine
+) -> None:
+    """A feature that was never exercised proves nothing."""
+    full_attention = len(engine.core.kv.layout.groups) == 1  # windows hold too little to run out
+    if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
+        assert engine.core.scheduler.preemptions > 0
+    if "prefix cache" in names and not {"preemption", "prompt logprobs", "n > 1"} & set(names):
+        assert sum(answer.cached_tokens for answer in rounds[1]) > 60
+    if "n > 1" in names and not {"preemption", "prompt logprobs", "tenants, priorities"} & set(names):
+        assert sum(answer.cached_tokens for answer in rounds[0]) > 60
+
+
+PAIRS = [(name,) for name in FEATURES] + list(itertools.combinations(FEATURES, 2))
+
+
+def _oracle_key(names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
+    setup = Setup(settings={}, sampling={}, fields={}, block_bytes=1, blocks_for=lambda tokens, chunk: tokens)
+    for name in names:
+        FEATURES[name](setup)
+    return tuple(sorted(setup.sampling.items()))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("names", PAIRS, ids=" + ".join)
+def test_features_together_give_the_plain_tokens(model, names, models, plain):
+    """Red if two features disturb each other's tokens, log-probabilities or resources."""
+    arch = MODELS[model]
+    check_features(models(arch), names, plain(arch, _oracle_key(names)))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("names", list(itertools.combinations(FEATURES, 3)), ids=" + ".join)
+def test_three_features_together_give_the_plain_tokens(model, names, models, plain):
+    """Red if it takes three features to disturb each other."""
+    arch = MODELS[model]
+    check_features(models(arch), names, plain(arch, _oracle_key(names)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [tuple(FEATURES), ("async depth 1", "prefix cache", "chunked prefill", "preemption")])
+def test_the_real_model_agrees_with_all_features_on(names, smollm2_path):
+    """Red if what holds for tiny models does not hold for a real one."""
+    settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**24}
+    key = dict(_oracle_key(names))
+    with TokenEngine(smollm2_path, block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
+        want = [engine.alone(prompt, _sampling_of(i, key)) for i, prompt in enumerate(PROMPTS)]
+    check_features(smollm2_path, names, want)
+
+
+def table() -> str:
+    """The compatibility table, in Markdown."""
+    names = list(FEATURES)
+    rows = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name in names:
+        rows.append(f"| **{name}** | " + " | ".join("—" if other == name else "yes" for other in names) + " |")
+    return "\n".join(rows)
+
+
+def test_the_documented_table_is_the_tested_one():
+    """Red if a feature joins the matrix without joining the page."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "feature-matrix.md"
+    assert table() in page.read_text()
+
+
+if __name__ == "__main__":
+    print(table())
