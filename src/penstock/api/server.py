@@ -35,8 +35,9 @@ log = logging.getLogger("penstock.server")
 class LimitedProtocol(HttpToolsProtocol):
     """httptools' protocol with bounds on request headers, JSON errors, and an abort for slow readers."""
 
-    _head_bytes = 0
-    _in_head = True
+    _in_head = False  # between the first byte of a request and the end of its headers
+    _head_bytes = 0  # blocks received since then, without the first: it may end an earlier body
+    _field_bytes = 0  # of URL and headers parsed so far
     _head_timer: asyncio.TimerHandle | None = None
     _too_large = False
 
@@ -49,9 +50,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        was_in_head = self._in_head
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
+            self._head_bytes += len(data) if was_in_head else 0
             if self._head_bytes > MAX_HEADER_BYTES:
                 self._too_large = True
                 self.send_400_response("")
@@ -62,7 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
-        self._line_bytes = 0
+        self._field_bytes = 0
         self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
@@ -74,8 +76,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def _count(self, size: int) -> None:
-        self._line_bytes += size
-        if self._line_bytes > MAX_HEADER_BYTES:
+        self._field_bytes += size
+        if self._field_bytes > MAX_HEADER_BYTES:
             self._too_large = True
             raise httptools.HttpParserError("headers too large")
 
@@ -84,13 +86,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         super().on_headers_complete()
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_head = True  # what comes next is the head of another request
-        self._head_bytes = 0
-
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls for bytes that are no HTTP; the connection ends with it."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()  # inside another answer a 400 would read as part of it
+            return
         if self._too_large:
             status, text = b"431 Request Header Fields Too Large", f"headers: over {MAX_HEADER_BYTES} bytes"
         else:

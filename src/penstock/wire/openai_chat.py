@@ -202,12 +202,8 @@ class ChunkChoice(Struct):
 
 
 class Chunk(Struct):
-    """One `data:` frame. Written by hand in `Encoder` (its head never changes), read with this."""
+    """What is read of an upstream's `data:` frame. Written, it has a head too: see `Encoder`."""
 
-    id: str = ""
-    object: Literal["chat.completion.chunk"] | UnsetType = UNSET
-    created: int = 0
-    model: str = ""
     choices: list[ChunkChoice] = []
     usage: UsageBody | UnsetType | None = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
