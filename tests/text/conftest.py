@@ -46,7 +46,9 @@ def byte_bpe() -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
-def gguf_byte_bpe(byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def gguf_byte_bpe(
+    byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """Writes that vocabulary with the given pre-tokenizer name; control tokens come last, plus `<tool>`."""
     import gguf
 
@@ -99,8 +101,10 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def gguf_sentencepiece(sentencepiece_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes that model as a converter does: its pieces, scores and types; `<|im_end|>` is added at the end."""
+def gguf_sentencepiece(
+    sentencepiece_model: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes that model as a converter does: pieces, scores and types; `<|im_end|>` is added at the end."""
     import gguf
 
     sp = sentencepiece_model
@@ -110,7 +114,8 @@ def gguf_sentencepiece(sentencepiece_model: Any, tmp_path_factory: pytest.TempPa
         writer = gguf.GGUFWriter(str(path), "llama")
         size = sp.get_piece_size()
         kinds = [
-            2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1 for i in range(size)
+            2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
+            for i in range(size)
         ]
         writer.add_tokenizer_model("llama")
         writer.add_token_list([*(sp.id_to_piece(i) for i in range(size)), "<|im_end|>"])

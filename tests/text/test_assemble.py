@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -14,7 +15,11 @@ from penstock.text.assemble import ChoiceAssembler, StopHit, prompt_echo
 from penstock.text.tokenizer import Tokenizer
 
 
-def run(tokenizer: Tokenizer, sampling: SamplingParams, chunks: list[tuple[list[int], Any, str | None, int | None]]) -> Any:
+def run(
+    tokenizer: Tokenizer,
+    sampling: SamplingParams,
+    chunks: list[tuple[list[int], Any, str | None, int | None]],
+) -> Any:
     """(text, token ids, logprobs, finishes, hit) of all events of a choice."""
     assembler = ChoiceAssembler(tokenizer, sampling, 3)
     events, hit = [], None
@@ -42,7 +47,9 @@ def test_cutting_does_not_matter(smollm: Tokenizer, data: Any) -> None:
     """Red if coalescing the deltas of a slow reader changes text, ids, logprobs or the finish."""
     text = data.draw(st.text(st.sampled_from("ab \n,é😀stop."), max_size=30))
     tokens = smollm.encode(text) + data.draw(st.lists(st.integers(0, 49151), max_size=4))
-    stops = data.draw(st.lists(st.text(st.sampled_from("ab \n,é😀stop."), min_size=1, max_size=4), max_size=3))
+    stops = data.draw(
+        st.lists(st.text(st.sampled_from("ab \n,é😀stop."), min_size=1, max_size=4), max_size=3)
+    )
     finish = data.draw(st.sampled_from(["stop", "length", None]))
     stop_token = data.draw(st.sampled_from([2, 0, 65])) if finish == "stop" else None
     if stop_token is not None:
@@ -57,12 +64,19 @@ def test_cutting_does_not_matter(smollm: Tokenizer, data: Any) -> None:
     )
     logprobs = [(-0.5 * i, [(i % 100, -0.25)]) for i in range(len(tokens))]
     steps = list(zip([[t] for t in tokens], [[p] for p in logprobs], strict=True))
-    singly = [(t, p, finish if i == len(steps) else None, stop_token if i == len(steps) else None)
-              for i, (t, p) in enumerate(steps, 1)]
+    singly = [
+        (t, p, finish if i == len(steps) else None, stop_token if i == len(steps) else None)
+        for i, (t, p) in enumerate(steps, 1)
+    ]
     cuts = sorted(data.draw(st.sets(st.integers(0, len(tokens)))) | {0, len(tokens)})
-    pairs = list(zip(cuts, cuts[1:], strict=False)) or [(0, 0)]
+    pairs = list(itertools.pairwise(cuts)) or [(0, 0)]
     chunked = [
-        (tokens[a:b], logprobs[a:b], finish if b == len(tokens) else None, stop_token if b == len(tokens) else None)
+        (
+            tokens[a:b],
+            logprobs[a:b],
+            finish if b == len(tokens) else None,
+            stop_token if b == len(tokens) else None,
+        )
         for a, b in pairs
     ]
     if not singly:
@@ -74,7 +88,9 @@ def test_stop_string_counts_through_the_token_that_completed_it(smollm: Tokenize
     """Red if tokens after the stop string are counted, shown, or given logprobs."""
     tokens = smollm.encode("one two STOP three four")
     expected = next(n for n in range(len(tokens) + 1) if "STOP" in smollm.decode(tokens[:n]))
-    text, ids, _, finishes, hit = run(smollm, SamplingParams(stop=("STOP",)), [(tokens, None, "length", None)])
+    text, ids, _, finishes, hit = run(
+        smollm, SamplingParams(stop=("STOP",)), [(tokens, None, "length", None)]
+    )
     assert text == "one two "
     assert hit == StopHit(expected, "STOP")
     assert ids == tokens[:expected]
@@ -112,7 +128,9 @@ def test_the_ending_token_has_no_text(
 def test_held_back_text_comes_at_the_end(smollm: Tokenizer) -> None:
     """Red if the beginning of a stop string that never came is lost."""
     tokens = smollm.encode("all is wel")
-    text, _, _, finishes, hit = run(smollm, SamplingParams(stop=("wellness",)), [(tokens, None, "length", None)])
+    text, _, _, finishes, hit = run(
+        smollm, SamplingParams(stop=("wellness",)), [(tokens, None, "length", None)]
+    )
     assert (text, finishes, hit) == ("all is wel", [Finish(3, "length")], None)
 
 
@@ -132,14 +150,19 @@ def test_min_tokens_ignores_earlier_stop_strings(smollm: Tokenizer) -> None:
 
 def test_aborted_choices_have_no_finish(smollm: Tokenizer) -> None:
     """Red if an engine error looks like a normal end."""
-    assert run(smollm, SamplingParams(stop=("xyz",)), [(smollm.encode("ax"), None, "error", None)])[0::3] == ("ax", [])
+    assert run(smollm, SamplingParams(stop=("xyz",)), [(smollm.encode("ax"), None, "error", None)])[0::3] == (
+        "ax",
+        [],
+    )
 
 
 def test_logprobs_carry_exact_bytes(smollm: Tokenizer) -> None:
     """Red if the bytes of partial characters are lost, or NaN-free floats become numpy's."""
     tokens = smollm.encode("é😀")
     logprobs = [(-1.0, [(t, -1.0), (17, -math.log(4))]) for t in tokens]
-    entries: list[TokenLogprob] = run(smollm, SamplingParams(logprobs=2), [(tokens, logprobs, "length", None)])[2]
+    entries: list[TokenLogprob] = run(
+        smollm, SamplingParams(logprobs=2), [(tokens, logprobs, "length", None)]
+    )[2]
     assert b"".join(entry.bytes for entry in entries) == "é😀".encode()
     assert entries[0].top[1].token == "!" and entries[0].top[1].token_id == 17
     assert all(type(entry.logprob) is float for entry in entries)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from penstock.text.detokenizer import Detokenizer
 from penstock.text.tokenizer import Tokenizer
 
-TEXT = st.text(st.one_of(st.sampled_from("aé中😀👍\u200d\ufffd <|>"), st.characters(codec="utf-8")), max_size=40)
+TEXT = st.text(
+    st.one_of(st.sampled_from("aé中😀👍\u200d\ufffd <|>"), st.characters(codec="utf-8")), max_size=40
+)
 
 
 def _check(tokenizer: Tokenizer, ids: list[int], skip: bool, continuation: bool) -> None:
@@ -34,7 +36,9 @@ def test_any_tokens_of_the_real_model(smollm: Tokenizer, ids: list[int], skip: b
 
 
 @given(data=st.data(), skip=st.booleans(), continuation=st.booleans())
-def test_any_tokens_with_byte_fallback(llama_like: Tokenizer, data: Any, skip: bool, continuation: bool) -> None:
+def test_any_tokens_with_byte_fallback(
+    llama_like: Tokenizer, data: Any, skip: bool, continuation: bool
+) -> None:
     """Red if byte tokens in any order lose bytes, or the space before a text is dropped twice or never."""
     byte_tokens = st.integers(3, 258)
     ids = data.draw(st.lists(st.one_of(byte_tokens, st.integers(0, llama_like.vocab_size - 1)), max_size=40))

@@ -19,8 +19,10 @@ TEXT = st.text(st.one_of(st.sampled_from("ab cd'12 \n😀é中<|>"), st.characte
 
 
 @pytest.fixture(scope="session")
-def folder(byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a model folder with a byte-level or SentencePiece-like tokenizer; `frame` goes before every text, keyword arguments go to the config."""
+def folder(
+    byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes a model folder; `frame` goes before every text, keyword arguments into tokenizer_config.json."""
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
 
@@ -33,7 +35,9 @@ def folder(byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempP
         entries, merges = byte_bpe
         path = tmp_path_factory.mktemp("folder")
         if kind == "byte-level":
-            backend = Backend(models.BPE({e: i for i, e in enumerate(entries)}, [tuple(m.split(" ")) for m in merges]))
+            backend = Backend(
+                models.BPE({e: i for i, e in enumerate(entries)}, [tuple(m.split(" ")) for m in merges])
+            )
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             backend.decoder = decoders.ByteLevel()
         else:
@@ -41,8 +45,15 @@ def folder(byte_bpe: tuple[list[str], list[str]], tmp_path_factory: pytest.TempP
             model = models.BPE({p: i for i, p in enumerate(pieces)}, [("\u2581", "a"), ("a", "b")],
                                unk_token="<unk>", fuse_unk=True, byte_fallback=True)  # fmt: skip
             backend = Backend(model)
-            backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-            steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            backend.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+            )
+            steps = [
+                decoders.Replace("\u2581", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
             backend.decoder = decoders.Sequence(steps)
         names = ["<s>", "</s>", "<|im_end|>"]
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
@@ -106,7 +117,7 @@ def test_templates_are_found_in_every_place(folder: Callable[..., Path]) -> None
 
 def test_broken_folders_are_refused(folder: Callable[..., Path], tmp_path: Path) -> None:
     """Red if a folder without, or with a damaged or unknown tokenizer fails later and less clearly."""
-    with pytest.raises(ModelRefused, match="no tokenizer.json"):
+    with pytest.raises(ModelRefused, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelRefused, match="fetch the file again"):

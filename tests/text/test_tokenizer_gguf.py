@@ -45,12 +45,14 @@ def smollm_reference(smollm2_path: Path) -> Any:
 @example(text="<|im_start|>user\nHi<|im_end|>\n")
 @example(text="")
 def test_smollm2_encodes_as_transformers(smollm: Tokenizer, smollm_reference: Any, text: str) -> None:
-    """Red if vocabulary, merges, pre-tokenizer or control tokens of the default model are read differently."""
+    """Red if vocabulary, merges, pre-tokenizer or control tokens of the default model are misread."""
     assert smollm.encode(text) == smollm_reference.encode(text, add_special_tokens=False)
 
 
 @given(ids=st.lists(st.integers(0, 49151), max_size=30), skip=st.booleans())
-def test_smollm2_decodes_as_transformers(smollm: Tokenizer, smollm_reference: Any, ids: list[int], skip: bool) -> None:
+def test_smollm2_decodes_as_transformers(
+    smollm: Tokenizer, smollm_reference: Any, ids: list[int], skip: bool
+) -> None:
     """Red if decoding loses bytes, special tokens, or invents U+FFFD where transformers does not."""
     expected = smollm_reference.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
     assert smollm.decode(ids, skip_special=skip) == expected
@@ -64,7 +66,9 @@ def test_smollm2_declares_what_the_model_card_says(smollm: Tokenizer) -> None:
     assert smollm.chat_template is not None and "<|im_start|>" in smollm.chat_template
 
 
-@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "gpt-4o", "tekken", "gpt-2", "default", "qwen35", None])
+@pytest.mark.parametrize(
+    "pre", ["llama-bpe", "qwen2", "gpt-4o", "tekken", "gpt-2", "default", "qwen35", None]
+)
 def test_pretokenizers_cut_as_transformers(gguf_byte_bpe: Callable[..., Path], pre: str | None) -> None:
     """Red if a regular expression of the table differs from the one transformers has for the same name."""
     from transformers import AutoTokenizer
@@ -128,7 +132,12 @@ def test_unknown_kinds_are_refused_by_name(gguf_byte_bpe: Callable[..., Path]) -
         from_metadata({"tokenizer.ggml.model": "rwkv"}, "x")
     with pytest.raises(ModelRefused, match="4096"):
         from_metadata(
-            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.eos_token_id": 4096}, "x"
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.tokens": ["a"],
+                "tokenizer.ggml.eos_token_id": 4096,
+            },
+            "x",
         )
 
 
@@ -139,7 +148,9 @@ def test_unknown_kinds_are_refused_by_name(gguf_byte_bpe: Callable[..., Path]) -
 @example(text="  two leading spaces")
 @example(text=" one")
 @example(text="unseen: ☃ \U0001f9ff")
-def test_sentencepiece_encodes_as_the_original(llama_like: Tokenizer, sentencepiece_model: Any, text: str) -> None:
+def test_sentencepiece_encodes_as_the_original(
+    llama_like: Tokenizer, sentencepiece_model: Any, text: str
+) -> None:
     """Red if score merges, byte fallback or the space before the text differ from SentencePiece's."""
     if "\u2581" in text or "\0" in text:  # the mark itself and NUL are SentencePiece's own characters
         return
@@ -154,7 +165,9 @@ def test_sentencepiece_round_trip(llama_like: Tokenizer, text: str) -> None:
     assert llama_like.decode(llama_like.encode(text, parse_special=False)) == text
 
 
-def test_sentencepiece_space_flag_and_bos(gguf_sentencepiece: Callable[..., Path], sentencepiece_model: Any) -> None:
+def test_sentencepiece_space_flag_and_bos(
+    gguf_sentencepiece: Callable[..., Path], sentencepiece_model: Any
+) -> None:
     """Red if add_space_prefix or add_bos_token of the file are ignored."""
     plain = Tokenizer.load(gguf_sentencepiece(add_space_prefix=False, add_bos=False))
     assert plain.decode(plain.encode("fox")) == "fox"
@@ -204,7 +217,11 @@ def test_token_text_shows_broken_characters_as_bytes(smollm: Tokenizer) -> None:
 @pytest.mark.parametrize("bad", [-1, 49152, 2**40])
 def test_ids_outside_the_vocabulary_are_refused(smollm: Tokenizer, bad: int) -> None:
     """Red if a wrong id crashes, or is silently dropped from the text."""
-    for call in (lambda: smollm.decode([5, bad]), lambda: smollm.token_bytes(bad), lambda: smollm.token_text(bad)):
+    for call in (
+        lambda: smollm.decode([5, bad]),
+        lambda: smollm.token_bytes(bad),
+        lambda: smollm.token_text(bad),
+    ):
         with pytest.raises(InvalidRequest, match=str(bad)):
             call()
 

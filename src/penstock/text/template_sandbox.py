@@ -1,9 +1,9 @@
 """The Jinja environment of chat templates: transformers' dialect, with a budget.
 
-Templates come with a model file from anywhere, so they run sandboxed (no attribute with an underscore, no
-changing of arguments), and bounded: every loop pass and every call spends a step, every value made by
-an operator, filter or call has a greatest size, and so has the output. Each limit is far above what a
-conversation that fits a context needs; beyond it the render ends with a TemplateLimit.
+Templates come with a model file from anywhere, so they run sandboxed (no underscore attributes, no
+changing of arguments), and bounded: every loop pass and call, and every text made, spends steps; every
+value made by an operator, filter or call has a greatest size, and so has the output. Each limit is far
+above what a conversation that fits a context needs; beyond it the render ends with a TemplateLimit.
 
 Invariant: within the limits, output is what transformers' `apply_chat_template` renders.
 """
@@ -27,8 +27,12 @@ from jinja2.visitor import NodeTransformer
 
 from penstock.text.tokenizer import MAX_TEXT_CHARS
 
-MAX_STEPS = 2_000_000  # about a second of looping
-MAX_VALUE = 2 * MAX_TEXT_CHARS  # characters or bits of one value
+MAX_STEPS = 2_000_000  # loop passes; about a second of empty ones
+CALL_STEPS = 20  # what a call costs, in passes
+COPY_CHARS = 1024  # characters copied in the time of a pass
+WRITE_CHARS = 16  # characters of JSON and the like written in that time
+MAX_VALUE = 2 * MAX_TEXT_CHARS  # characters of one value
+MAX_BITS = 4096  # of one integer
 MAX_ITEMS = 200_000  # entries of one list or object, nested ones included
 MAX_OUTPUT_CHARS = MAX_TEXT_CHARS  # what the tokenizer takes
 MAX_INDENT = 64  # per line of text or JSON
@@ -46,22 +50,29 @@ class Budget:
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def spend(self, steps: int = 1) -> None:
+    def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
-            raise TemplateLimit(f"the chat template takes more than {MAX_STEPS} loop passes and calls")
+            raise TemplateLimit(f"the chat template takes more than {MAX_STEPS} steps")
 
 
-_budget: ContextVar[Budget] = ContextVar("budget")
+_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)  # None: folding constants
 
 
-def checked(value: Any) -> Any:
-    """`value`, or TemplateLimit if it is larger than MAX_VALUE."""
+def _spend(steps: int) -> None:
+    budget = _budget.get()
+    if budget is not None:
+        budget.spend(steps)
+
+
+def checked(value: Any, chars_per_step: int = COPY_CHARS) -> Any:
+    """`value`, its making paid for, or TemplateLimit if it is too large."""
     size, most = 0, MAX_VALUE
     if isinstance(value, int):
-        size = value.bit_length()
+        size, most = value.bit_length(), MAX_BITS
     elif isinstance(value, str | bytes):
         size = len(value)
+        _spend(size // chars_per_step)
     elif isinstance(value, list | tuple | dict):
         size, most = len(value), MAX_ITEMS
     if size > most:
@@ -108,7 +119,7 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
     if operator == "*":
         size = max(_repeated(left, right), _repeated(right, left))
     elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        size = left.bit_length() * abs(right)
+        size = left.bit_length() * abs(right) * (MAX_VALUE // MAX_BITS)
     elif operator == "%" and isinstance(left, str):
         _written(right)
         size = MAX_VALUE + 1 if _WIDE_FORMAT.search(left) else 0
@@ -137,7 +148,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             raise TemplateLimit("the chat template formats with a width of a million or more")
         if name == "replace":
             _check_replace(*args[1:4])  # Jinja's replace takes the evaluation context first
-        return checked(function(*args, **kwargs))
+        return checked(function(*args, **kwargs), WRITE_CHARS if name in _WRITERS else COPY_CHARS)
 
     return bounded
 
@@ -171,24 +182,23 @@ def _passes(context: Context, value: Any) -> Any:
     """An iterable whose passes are paid for: at once where the length is known, else one by one."""
     if isinstance(value, Undefined):
         return value
-    budget = _budget.get()
     try:
         count = len(value)
     except TypeError:
-        return _paid(budget, iter(value))
-    budget.spend(count)
+        return _paid(iter(value))
+    _spend(count)
     return value
 
 
-def _paid(budget: Budget, items: Iterator[Any]) -> Iterator[Any]:
+def _paid(items: Iterator[Any]) -> Iterator[Any]:
     for item in items:
-        budget.spend()
+        _spend(1)
         yield item
 
 
 def _joined(parts: list[Any]) -> str:
     measured(parts)
-    return "".join([str(part) for part in parts])
+    return str(checked("".join([str(part) for part in parts])))
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -224,7 +234,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return self.from_string(_BudgetTransformer().visit(self.parse(source)))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _budget.get().spend()
+        _spend(CALL_STEPS)
         _check_arguments((*args, *kwargs.values()), MAX_VALUE)
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
