@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
 
+from penstock.config import PositiveFloat, PositiveInt
+
 if TYPE_CHECKING:
     from penstock.bench.workloads import Item
 
@@ -24,13 +26,15 @@ class WorkloadOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         float,
         Meta(ge=0, description="factor on the trace's arrival times; 0.1 is ten times faster, 0 all at once"),
     ] = 1.0
-    max_requests: Annotated[int | None, Meta(ge=1, description="first requests of the trace only")] = None
-    max_input: Annotated[int | None, Meta(ge=1, description="cut longer prompts of the trace, tokens")] = None
-    max_output: Annotated[int | None, Meta(ge=1, description="cut longer outputs of the trace, tokens")] = (
+    max_requests: Annotated[PositiveInt | None, Meta(description="first requests of the trace only")] = None
+    max_input: Annotated[PositiveInt | None, Meta(description="cut longer prompts of the trace, tokens")] = (
+        None
+    )
+    max_output: Annotated[PositiveInt | None, Meta(description="cut longer outputs of the trace, tokens")] = (
         None
     )
     rate: Annotated[
-        float | None, Meta(gt=0, description="requests per second, Poisson, instead of own times")
+        PositiveFloat | None, Meta(description="requests per second, Poisson, instead of own times")
     ] = None
     seed: Annotated[int, Meta(ge=0, description="of the Poisson arrivals")] = 0
 
