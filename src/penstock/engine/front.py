@@ -15,6 +15,7 @@ either, and one that is silent for `silence_s` is dropped.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -132,7 +133,7 @@ class Front(threading.Thread):
         self._pull.close(linger=0)
 
     def _until_next_expiry_ms(self) -> int | None:
-        if not self._seen:
+        if not self._seen or math.isinf(self._silence_s):
             return None
         due = min(self._seen.values()) + self._silence_s - time.monotonic()
         return max(0, int(due * 1000) + 1)

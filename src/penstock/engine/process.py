@@ -9,7 +9,8 @@ Life: bind → load (callers hear Loading) → Ready or Refused → serve → ex
   however it died; the I/O thread sees it even in the middle of a step, removes the socket and
   exits. (Not PR_SET_PDEATHSIG: it fires when the parent's *thread* ends, and leaves the socket.)
   SIGINT is ignored: Ctrl-C in a terminal is the gateway's to handle, it drains first.
-- Alone: lives on when callers go; those silent for 5 s lose their requests.
+- Alone: lives on when callers go; those silent for 5 s lose their requests. (A parent that only hangs
+  finds its requests again: its death would show in the pipe.)
 - SIGTERM: releases everything and exits 0.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import queue
 import shutil
@@ -50,7 +52,7 @@ def run_engine(
     build: BuildEngine | None = None,
     on_loading: Callable[[Loading], None] | None = None,
     on_ready: Callable[[Ready], None] | None = None,
-    silence_s: float = SILENCE_S,
+    silence_s: float | None = None,
 ) -> int:
     """Load the model and serve it on `address` until SIGTERM; returns the exit status.
 
@@ -64,11 +66,14 @@ def run_engine(
     path = sockets.claim(address)
     inbox: Inbox = queue.SimpleQueue()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    supervised = parent_fd is not None
+    if silence_s is None:
+        # A parent's death shows in the pipe; one that only hangs for a while should find its requests.
+        silence_s = math.inf if supervised else SILENCE_S
     front = Front(
         address, inbox, parent_fd=parent_fd, on_orphaned=lambda: _exit_orphaned(path), silence_s=silence_s
     )
     front.start()
-    supervised = parent_fd is not None
     stopper = _Stopper(inbox)
     try:
         signal.signal(signal.SIGTERM, stopper)
