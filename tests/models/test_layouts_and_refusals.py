@@ -129,6 +129,15 @@ def test_older_rope_keys(tmp_path: Path) -> None:
     assert inspect_model(folder).spec == spec
 
 
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "smollm3", "qwen2_moe"])
+def test_configurations_without_layer_types(variant: str, tmp_path: Path) -> None:
+    """Red if a layer slides (or not) by another rule than its architecture's where no list says so."""
+    folder = make_tiny(variant, tmp_path)
+    spec = inspect_model(folder).spec
+    edit_config(folder, layer_types=None)
+    assert inspect_model(folder).spec == spec
+
+
 def test_older_gemma3_rope_keys(tmp_path: Path) -> None:
     """Red if Gemma 3's local base, or the scaling of its global layers alone, is lost."""
     folder = make_tiny("gemma3", tmp_path)

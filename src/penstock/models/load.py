@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from penstock.models.arch import identify
 from penstock.models.forward import Model
 from penstock.models.spec import DecoderSpec, parameter_count
 from penstock.models.tensors import Tensors, resolve
-from penstock.models.weights.source import WeightSource, open_source
+from penstock.models.weights.source import open_source
 
 Progress = Callable[[str, float], None]
 
@@ -31,7 +32,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the headers say. `id` is the file's or folder's name; `context` the declared longest one.
 
     file_bytes: tensors as stored; parameters: weights that the model holds, a tied head once;
-    storage: the element type that most weights have; revision: digest of the content.
+    storage: the element type that most weights have; revision: digest of the content; tensors: shape
+    and stored type of everything that the model holds.
     """
 
     id: str
@@ -44,38 +46,27 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     storage: str
     context: int
     revision: str
+    tensors: tuple[tuple[tuple[int, ...], str], ...]
 
     def weight_bytes(self, backend: str = "auto") -> int:
         """Bytes that the weights will take in memory under `backend`."""
         ops = get_ops(backend)
-        with _opened(self) as (_, tensors):
-            return sum(
-                ops.weight_bytes(part.shape, part.dtype)
-                for group in (tensors.model, *tensors.layers)
-                for parts in group.values()
-                for part in parts
-            )
+        return sum(ops.weight_bytes(shape, dtype) for shape, dtype in self.tensors)
 
 
-class _opened:
-    """The source of an inspected model and its resolved tensors, closed at the end."""
-
-    def __init__(self, info: ModelInfo) -> None:
-        self.info = info
-
-    def __enter__(self) -> tuple[WeightSource, Tensors]:
-        self.source = open_source(self.info.path)
-        if self.source.revision != self.info.revision:
+@contextmanager
+def _opened(info: ModelInfo) -> Iterator[Tensors]:
+    """The resolved tensors of an inspected model, closed at the end."""
+    source = open_source(info.path)
+    try:
+        if source.revision != info.revision:
             raise ModelRefused(
-                f"{self.info.path}: changed since it was inspected (revision {self.source.revision[:12]}, "
-                f"was {self.info.revision[:12]}); start again"
+                f"{info.path}: changed since it was inspected (revision {source.revision[:12]}, "
+                f"was {info.revision[:12]}); start again"
             )
-        architecture, _, names = identify(self.source)
-        assert architecture.name == self.info.architecture
-        return self.source, resolve(self.source, names, self.info.spec)
-
-    def __exit__(self, *exc: object) -> None:
-        self.source.close()
+        yield resolve(source, identify(source)[2], info.spec)
+    finally:
+        source.close()
 
 
 def inspect_model(path: Path | str) -> ModelInfo:
@@ -89,7 +80,7 @@ def inspect_model(path: Path | str) -> ModelInfo:
     try:
         architecture, config, names = identify(source)
         spec = architecture.spec(config)
-        resolve(source, names, spec)
+        tensors = resolve(source, names, spec)
         stored: Counter[str] = Counter()
         for name in source.names():
             stored[source.dtype(name)] += prod(source.shape(name))
@@ -104,6 +95,7 @@ def inspect_model(path: Path | str) -> ModelInfo:
             storage=stored.most_common(1)[0][0],
             context=spec.max_context,
             revision=source.revision,
+            tensors=tuple((part.shape, part.dtype) for part in tensors.parts()),
         )
     except ModelRefused as refused:
         raise ModelRefused(f"{path}: {refused.message}") from None
@@ -128,7 +120,7 @@ def load_model(
     the longest context that will be served (default: the declared one); LongRoPE picks its set by it.
     """
     ops = get_ops(resolve_backend(backend))
-    with _opened(info) as (_, tensors):
+    with _opened(info) as tensors:
         groups = [tensors.model, *tensors.layers]
         jobs = [(number, name, parts) for number, group in enumerate(groups) for name, parts in group.items()]
         total = sum(prod(part.shape) for _, _, parts in jobs for part in parts)

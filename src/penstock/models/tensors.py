@@ -16,7 +16,7 @@ named in a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -154,6 +154,11 @@ class Tensors(Struct, frozen=True):
 
     model: dict[str, list[WeightTensor]]
     layers: list[dict[str, list[WeightTensor]]]
+
+    def parts(self) -> Iterator[WeightTensor]:
+        for group in (self.model, *self.layers):
+            for parts in group.values():
+                yield from parts
 
 
 class _Resolver:
