@@ -192,3 +192,25 @@ def test_abort_of_a_waiting_sibling_leaves_nothing():
     bench.core.abort("c", leader)
     bench.run()
     assert bench.finish(leader) is None and bench.finish(sibling) is None
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_failing_step_ends_its_requests_and_nobody_else(depth):
+    """Red if an exception in one step kills the engine, leaks a slot or hangs a stream."""
+    bench = CoreBench(depth=depth, num_slots=2)
+    victims = [bench.submit([i] * 6, 20) for i in range(2)]
+    waiting = bench.submit([9, 9], 4)
+    execute = bench.device.execute
+
+    def fail_once(plan):
+        result = execute(plan)
+        if plan.step == 3:
+            raise FloatingPointError("NaN in the logits")
+        return result
+
+    bench.device.execute = fail_once
+    bench.run()
+    for victim in victims:
+        kind, message, _ = bench.error(victim)
+        assert kind == "internal_error" and "NaN in the logits" in message
+    assert bench.tokens(waiting) == expected_tokens([9, 9], 4)

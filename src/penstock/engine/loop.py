@@ -19,6 +19,7 @@ Single-threaded: one thread calls every method. Deltas leave through `sink` grou
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -35,6 +36,8 @@ from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest,
 
 if TYPE_CHECKING:
     from penstock.kv.resource import KVResource
+
+log = logging.getLogger("penstock.engine")
 
 Sink = Callable[[str, list[Delta]], None]
 Clock = Callable[[], float]
@@ -140,7 +143,12 @@ class EngineCore:
             self._apply(self._in_flight.popleft())
 
     def _apply(self, done: InFlight) -> None:
-        plan, result = done.plan, done.pending.wait()
+        plan = done.plan
+        try:
+            result = done.pending.wait()
+        except Exception as error:
+            self._fail_step(plan, error)
+            return
         if self._step_log is not None:
             self._step_log(plan, result)
         now = self._clock()
@@ -253,6 +261,18 @@ class EngineCore:
     def _refuse(self, client: str, request_id: str, error: PenstockError) -> None:
         report = (error.kind, error.message, error.retry_after_s)
         self._sink(client, [Delta(id=request_id, finish="error", error=report)])
+
+    def _fail_step(self, plan: StepPlan, error: Exception) -> None:
+        """A step raised: its requests end with the error, the others go on.
+
+        Rows of the same requests in a younger step name old generations and are dropped.
+        """
+        log.error("step %d of %d requests failed", plan.step, plan.num_rows, exc_info=error)
+        live = self.table.generation[plan.slots] == plan.generations
+        for slot in plan.slots[live].tolist():
+            request = self.table.occupant[slot]
+            if request is not None:
+                self._fail(request, PenstockError(f"the step that computed this request failed: {error}"))
 
     def _fail_impossible(self, request: Request) -> None:
         held = self.kv.layout.blocks_for(len(request.known) + 1)
