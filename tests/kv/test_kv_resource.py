@@ -246,6 +246,7 @@ def test_updates_of_a_released_slot_do_not_reach_the_next_holder() -> None:
     kv.reserve(0, 8)
     old = held(kv, 0, FULL, 0, 2)
     kv.release(0)
+    assert kv.take_updates() == ()
     other = Request(range(50, 60))
     kv.admit(1, other)
     kv.reserve(1, 8)  # takes the blocks just given back
@@ -277,6 +278,10 @@ def test_updates_are_one_run_per_slot_and_group_and_skip_the_window() -> None:
     kv.reserve(0, 28)
     kv.trim(0, 24)
     assert kv.take_updates() == ()
+    kv.reserve(0, 28)
+    kv.trim(0, 20)
+    kv.reserve(0, 28)  # marked from block 6 on first, but block 5 is another one now
+    assert [(u.first, len(u.blocks)) for u in kv.take_updates()] == [(5, 2), (5, 2)]
 
 
 # ------------------------------------------------------------------ siblings

@@ -184,6 +184,13 @@ class ResourceMachine(RuleBasedStateMachine):
             self.write(slot, self.computed[slot], upto, draft=True)
 
     @precondition(lambda self: self.running)
+    @rule(data=st.data(), ahead=st.integers(1, 9))
+    def plan(self, data: st.DataObject, ahead: int) -> None:
+        """Reserve for a step that is dropped before its plan is made: nobody takes the updates yet."""
+        slot = data.draw(st.sampled_from(sorted(self.running)))
+        self.reserve(slot, min(self.computed[slot] + ahead, MAX_CONTEXT))
+
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), ahead=st.integers(-8, 6))
     def trim(self, data: st.DataObject, ahead: int) -> None:
         slot = data.draw(st.sampled_from(sorted(self.running)))
