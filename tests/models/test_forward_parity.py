@@ -10,6 +10,7 @@ import pytest
 from paged import PagedRunner
 from tiny_models import TINY, load_oracle, make_tiny, oracle_greedy, oracle_logits
 
+from penstock.models import arch
 from penstock.models.arch import ARCHITECTURES
 from penstock.models.forward import Model
 from penstock.models.load import inspect_model, load_model
@@ -35,10 +36,15 @@ def test_every_architecture_has_a_tiny_model() -> None:
     covered = {
         getattr(transformers, f"{prefix}ForCausalLM").config_class().model_type for prefix, _ in TINY.values()
     }
-    for architecture in ARCHITECTURES.values():
-        assert covered & {*architecture.model_types, "gemma3_text"} & set(architecture.model_types), (
-            architecture.name
-        )
+    untried = [a.name for a in ARCHITECTURES.values() if not covered & set(a.model_types)]
+    assert untried == []
+
+
+def test_mapping_files_stay_short() -> None:
+    """Red if an architecture grows code of its own: what is new belongs in the spec, for everybody."""
+    folder = Path(arch.__file__).parent
+    lengths = {name: len((folder / f"{name}.py").read_text().splitlines()) for name in ARCHITECTURES}
+    assert {name: n for name, n in lengths.items() if n > 60} == {}
 
 
 def test_full_prefill(pair: tuple[Model, Any, Path]) -> None:

@@ -132,7 +132,7 @@ class Mxfp4:
         return None
 
 
-def _apply_view(tensor: WeightTensor, view: str) -> WeightTensor:
+def apply_view(tensor: WeightTensor, view: str) -> WeightTensor:
     shape = tensor.shape
     if view == "plus_one":
         return Viewed(tensor, shape, lambda a: a + np.float32(1))
@@ -193,7 +193,7 @@ class _Resolver:
         else:
             tensor = self.stored(name)
         for view in views:
-            tensor = _apply_view(tensor, view)
+            tensor = apply_view(tensor, view)
         return tensor
 
     def stored(self, name: str) -> Stored:

