@@ -257,6 +257,12 @@ def test_arguments_that_are_no_object_stay_text(arguments: str, shown: str) -> N
     assert template.render([Message("assistant", (ToolCallPart("x", "f", arguments),))]) == shown
 
 
+def test_reasoning_is_seen_under_both_names() -> None:
+    """Red if templates in gpt-oss' manner (`thinking`) lose the reasoning of earlier turns."""
+    template = ChatTemplate("{{ messages[0].thinking }}/{{ messages[0].reasoning_content }}")
+    assert template.render([Message("assistant", (ReasoningPart("hm"), TextPart("x")))]) == "hm/hm"
+
+
 def test_developer_is_system_unless_the_template_knows_it() -> None:
     """Red if the OpenAI SDK's newer role is refused by templates older than it."""
     assert ChatTemplate("{{ messages[0].role }}").render([text("developer", "x")]) == "system"

@@ -45,6 +45,14 @@ def test_any_tokens_with_byte_fallback(
     _check(llama_like, ids, skip, continuation)
 
 
+def test_only_the_first_space_of_a_whole_text_goes(llama_like: Tokenizer) -> None:
+    """Red if words of a decoded text run together, or a text's own leading space is lost."""
+    for text in ("fox fox", " fox", "fox"):
+        _check(llama_like, llama_like.encode(text), skip=True, continuation=False)
+        detokenizer = Detokenizer(llama_like, skip_special=True)
+        assert "".join(detokenizer.feed(i) for i in llama_like.encode(text)) == text
+
+
 @given(text=TEXT)
 def test_text_never_shows_half_a_character(byte_like: Tokenizer, llama_like: Tokenizer, text: str) -> None:
     """Red if a U+FFFD is given out for a character that a later token completes (trap: split emoji)."""

@@ -82,7 +82,8 @@ def test_pretokenizers_cut_as_transformers(gguf_byte_bpe: Callable[..., Path], p
     @given(text=TEXT)
     @example(text="It's WE'LL HTTPServer's camelCase 1234567 +++\n\n\t x  y")
     def check(text: str) -> None:
-        assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
+        if "<|endoftext|>" not in text:  # which transformers adds to every GPT-2-like vocabulary
+            assert ours.encode(text) == reference.encode(text, add_special_tokens=False)
 
     check()
 
