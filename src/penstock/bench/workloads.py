@@ -26,6 +26,7 @@ from penstock.errors import ConfigError
 
 HASH_BLOCK_TOKENS = 512
 FIRST_TOKEN = 256  # below it live special tokens and single bytes in most vocabularies
+_OF_ITEM, _OF_BLOCK = 1, 2  # so that no item's prompt repeats a block's tokens
 
 
 class Item(Struct, frozen=True, kw_only=True):
@@ -100,21 +101,23 @@ def prompt_tokens(item: Item, vocab_size: int) -> np.ndarray:
     Without hash ids the ids depend on the item's index; with them, on the block's id alone, so that two
     items share exactly the leading blocks whose ids they share.
     """
-    low = FIRST_TOKEN if vocab_size > 2 * FIRST_TOKEN else 0
     if not item.hash_ids:
-        return np.random.default_rng((1, item.index)).integers(
-            low, vocab_size, item.input_len, dtype=np.int32
-        )
+        return _random_tokens(_OF_ITEM, item.index, item.input_len, vocab_size)
     blocks = [
-        np.random.default_rng((2, block)).integers(low, vocab_size, HASH_BLOCK_TOKENS, dtype=np.int32)
+        _random_tokens(_OF_BLOCK, block, HASH_BLOCK_TOKENS, vocab_size)
         for block in item.hash_ids[: -(-item.input_len // HASH_BLOCK_TOKENS)]
     ]
     tokens = np.concatenate(blocks)[: item.input_len]
     missing = item.input_len - len(tokens)
-    if missing > 0:
-        tail = np.random.default_rng((1, item.index)).integers(low, vocab_size, missing, dtype=np.int32)
-        tokens = np.concatenate([tokens, tail])
-    return tokens
+    tail = _random_tokens(_OF_ITEM, item.index, missing, vocab_size)
+    return np.concatenate([tokens, tail])
+
+
+def _random_tokens(kind: int, number: int, count: int, vocab_size: int) -> np.ndarray:
+    """int32[count]. Raw Philox output: numpy keeps it for ever, unlike what `Generator` makes of it."""
+    low = FIRST_TOKEN if vocab_size > 2 * FIRST_TOKEN else 0
+    raw = np.random.Philox(key=np.array([kind, number], dtype=np.uint64)).random_raw(count)
+    return (low + raw % np.uint64(vocab_size - low)).astype(np.int32)
 
 
 def _check_positive(**values: int) -> None:

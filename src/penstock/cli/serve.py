@@ -124,7 +124,9 @@ async def _announce(service: EngineService, name: str, url: str, clock: Clock, s
     finally:
         phases.close()
     clock.lap("engine")
-    console.note(f"{name} · {memory_plan(ready.plan)} · {url} · ready in {clock.total_s:.1f} s")
+    console.note(
+        f"{name} on {ready.backend} · {memory_plan(ready.plan)} · {url} · ready in {clock.total_s:.1f} s"
+    )
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 
 

@@ -1,0 +1,51 @@
+"""The command as a user runs it: a process, with a tiny model, in folders of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Penstock = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of three layers, in a folder that can be served."""
+    from support.tiny_models import make_tiny
+
+    return make_tiny("llama", tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """XDG folders of the test's own, no colour, no width that depends on the terminal."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    own = {"XDG_DATA_HOME": str(tmp_path / "data"), "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"}
+    return {**os.environ, **own, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def penstock(environment: dict[str, str], tmp_path: Path) -> Penstock:
+    """Run `penstock ARGUMENTS…` to its end. Standard input is empty unless given."""
+
+    def run(*arguments: object, input: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "penstock", *map(str, arguments)]
+        return subprocess.run(
+            command,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment,
+            cwd=tmp_path,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run

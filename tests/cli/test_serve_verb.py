@@ -1,0 +1,170 @@
+"""`penstock serve` and `penstock engine` from outside: one line when ready, a clean end, nothing left."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+READY = re.compile(r"^(\S+) on \S+ · weights .+ \+ KV .+ tokens\) · (\S+) · ready in [\d.]+ s$", re.MULTILINE)
+
+
+class Server:
+    """A running verb; `errors` collects its stderr."""
+
+    def __init__(self, environment: dict[str, str], *arguments: object) -> None:
+        command = [sys.executable, "-m", "penstock", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.errors = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.errors += line
+            if READY.search(line):
+                self._ready.set()
+        self._ready.set()
+
+    def ready(self) -> tuple[str, str]:
+        """(model, address) of the ready line."""
+        self._ready.wait(120)
+        found = READY.search(self.errors)
+        assert found, self.errors
+        return found[1], found[2]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self.join()
+        return code
+
+    def join(self) -> None:
+        """The process has ended: take the rest of what it said."""
+        assert self.process.stderr
+        self._reader.join(10)
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def begin(*arguments: object) -> Server:
+        servers.append(Server(environment, *arguments))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+            server.join()
+
+
+def post(url: str, body: dict, key: str | None = None) -> dict:
+    headers = {"content-type": "application/json"}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+CHAT = {"model": "tiny-llama", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+
+
+def test_serve_ends_its_start_in_one_line(
+    start: Callable[..., Server], tiny: Path, environment: dict[str, str]
+) -> None:
+    """Red if the ready line, the id of a model given by path, or the clean end on SIGTERM goes away."""
+    server = start("serve", tiny, "--port", "0", "--kv-bytes", "64M")
+    name, address = server.ready()
+    assert name == "tiny-llama"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
+    assert post(f"{address}/v1/chat/completions", CHAT)["usage"]["completion_tokens"] <= 3
+    assert server.stop() == 0
+    assert re.search(r"the start took [\d.]+ s: command [\d.]+, model", server.errors)
+    assert "Traceback" not in server.errors
+    assert list(Path(environment["XDG_RUNTIME_DIR"]).iterdir()) == []
+
+
+def test_an_address_beyond_loopback_gets_a_key(start: Callable[..., Server], tiny: Path) -> None:
+    """Red if a server that others can reach answers without a key, or does not say which key it made."""
+    server = start("serve", tiny, "--host", "0.0.0.0", "--port", "0", "--kv-bytes", "64M")
+    _, address = server.ready()
+    keys = re.findall(r"API key for this run: (\S+)", server.errors)
+    assert len(keys) == 1
+    assert len(keys[0]) >= 32
+    url = address.replace("0.0.0.0", "127.0.0.1") + "/v1/chat/completions"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(url, CHAT)
+    assert caught.value.code == 401
+    assert post(url, CHAT, key=keys[0])["object"] == "chat.completion"
+    assert server.stop() == 0
+
+
+def test_a_model_that_does_not_fit_ends_the_server(start: Callable[..., Server], tiny: Path) -> None:
+    """Red if a refused model leaves a server running that can never answer."""
+    server = start("serve", tiny, "--port", "0", "--kv-bytes", "900T")
+    assert server.process.wait(120) == 1
+    server.join()
+    assert "error: " in server.errors
+    assert "kv_bytes" in server.errors
+    assert "Traceback" not in server.errors
+
+
+def test_serve_uses_an_engine_that_runs_alone(
+    start: Callable[..., Server], tiny: Path, tmp_path: Path
+) -> None:
+    """Red if `serve --engine` can't reach a `penstock engine`, or its end takes the engine with it."""
+    folder = tmp_path / "e"
+    folder.mkdir(mode=0o700)
+    socket = f"ipc://{folder}/s"
+    engine = start("engine", tiny, "--address", socket, "--kv-bytes", "64M")
+    assert engine.ready()[1] == socket
+    for _ in range(2):
+        server = start("serve", tiny, "--engine", socket, "--port", "0")
+        _, address = server.ready()
+        assert post(f"{address}/v1/chat/completions", CHAT)["object"] == "chat.completion"
+        assert server.stop() == 0
+        assert engine.process.poll() is None
+    assert engine.stop() == 0
+    assert not (folder / "s").exists()
+
+
+@pytest.mark.slow
+def test_the_openai_sdk_hears_that_paris_is_the_capital(
+    start: Callable[..., Server], smollm2_path: Path
+) -> None:
+    """Red if the first thing that anyone tries, greedy, streaming or not, gives another answer."""
+    openai = pytest.importorskip("openai")
+    server = start(
+        "serve", smollm2_path, "--served-model-name", "smollm2", "--port", "0", "--kv-bytes", "512M"
+    )
+    _, address = server.ready()
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    question = {
+        "model": "smollm2",
+        "temperature": 0,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    }
+    whole = client.chat.completions.create(**question)
+    assert whole.choices[0].message.content == "The capital of France is Paris."
+    stream = client.chat.completions.create(**question, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == (
+        "The capital of France is Paris."
+    )
+    client.close()
+    assert server.stop() == 0
