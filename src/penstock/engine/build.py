@@ -164,7 +164,9 @@ def plan_engine(settings: EngineSettings, info: ModelInfo) -> EnginePlan:
     )
     num_blocks = memory.kv // layout.block_bytes
     declared = min(spec.max_context, settings.max_context or spec.max_context)
-    max_context = longest_context(layout, num_blocks, declared, settings.token_budget)
+    # With a step in flight, the window behind both chunks is still held.
+    chunk = (1 + settings.async_depth) * settings.token_budget
+    max_context = longest_context(layout, num_blocks, declared, chunk)
     return EnginePlan(ops=ops, layout=layout, memory=memory, num_blocks=num_blocks, max_context=max_context)
 
 
