@@ -15,7 +15,17 @@ import msgspec
 import psutil
 import pytest
 
-from penstock.call import Call, Done, Event, Failure, Finish, SamplingParams, TextDelta
+from penstock.call import (
+    Call,
+    Done,
+    Event,
+    Failure,
+    Finish,
+    Message,
+    SamplingParams,
+    TextDelta,
+    TextPart,
+)
 from penstock.config import EngineSettings
 from penstock.engine import open_call
 from penstock.engine.inprocess import InProcessTransport
@@ -31,6 +41,7 @@ from penstock.errors import (
     NotFound,
     Overloaded,
 )
+from penstock.observe.metrics import Metrics
 from penstock.wire.fold import Fold
 from support.sim_engine import build_sim
 from support.tiny_models import make_tiny, write_tokenizer
@@ -407,5 +418,71 @@ async def test_a_missing_model_is_refused_not_restarted(tmp_path: Path) -> None:
         with pytest.raises(ModelRefused, match="nothing"):
             await asyncio.wait_for(service.wait_ready(), WAIT_S)
         assert service.health().restarts == 0
+    finally:
+        await service.close()
+
+
+async def test_metrics_follow_the_engine(model: Callable[..., EngineSettings]) -> None:
+    """Red if /metrics stops showing the engine's counters or its readiness."""
+    metrics = Metrics()
+    service = EngineService(model(), in_process, "sim", metrics)
+    try:
+        await service.start()
+        await asyncio.wait_for(service.wait_ready(), WAIT_S)
+        await answer(service, completion(max_tokens=7))
+        await until(lambda: b'penstock_sampled_tokens_total{model="sim"} 7.0' in metrics.expose())
+        assert b'penstock_engine_ready{model="sim"} 1.0' in metrics.expose()
+    finally:
+        await service.close()
+
+
+async def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Red if an engine whose text half can't be loaded is called ready, or the reason is lost."""
+    settings = EngineSettings(model=f"sim:path={tmp_path}")
+    service = EngineService(settings, in_process, served_model_name="sim")
+    await service.start()
+    try:
+        with pytest.raises(ModelRefused, match="tokenizer"):
+            await asyncio.wait_for(service.wait_ready(), WAIT_S)
+        assert not service.health().ready
+        assert "tokenizer" in service.health().detail
+        with pytest.raises(EngineUnavailable):
+            await service.tokenize("sim", "x", False)
+    finally:
+        await service.close()
+
+
+async def test_waiting_for_a_service_that_is_closed_ends(model: Callable[..., EngineSettings]) -> None:
+    """Red if a shutdown during loading leaves whoever waits for ready waiting for ever."""
+    service = EngineService(model(), in_other_process, served_model_name="sim")
+    await service.start()
+    waiting = asyncio.ensure_future(service.wait_ready())
+    await asyncio.sleep(0)
+    await service.close()
+    await service.close()
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(waiting, WAIT_S)
+
+
+async def test_tokenize_chat_is_what_a_chat_computes(model: Callable[..., EngineSettings]) -> None:
+    """Red if /tokenize counts other tokens for a conversation than the engine is given."""
+    messages = (Message("user", (TextPart("tea?"),)),)
+    async with running(model()) as service:
+        ids = await service.tokenize_chat("sim", messages, (), True)
+        text = "<|im_start|>user\ntea?<|im_end|>\n<|im_start|>assistant\n"
+        assert await service.detokenize("sim", ids) == text
+
+
+async def test_an_engine_that_can_not_be_started(model: Callable[..., EngineSettings]) -> None:
+    """Red if a broken installation hangs in "starting" instead of telling why."""
+
+    def broken(settings: EngineSettings) -> Transport:
+        return SupervisedTransport(settings, command=("/nonexistent/python",))
+
+    service = EngineService(model(), broken, "sim")
+    await service.start()
+    try:
+        with pytest.raises(ModelRefused, match="nonexistent"):
+            await asyncio.wait_for(service.wait_ready(), WAIT_S)
     finally:
         await service.close()

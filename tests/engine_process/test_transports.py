@@ -116,13 +116,13 @@ class Alone:
 
 
 @pytest.fixture(params=["thread", "supervised", "alone"])
-def transport(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
+def transport(request: pytest.FixtureRequest, runtime_dir: Path):  # type: ignore[no-untyped-def]
     if request.param == "thread":
         yield InProcessTransport(settings(), build=build_sim)
     elif request.param == "supervised":
         yield supervised()
     else:
-        with Alone(tmp_path / "run") as alone:
+        with Alone(runtime_dir) as alone:
             yield ZmqTransport(alone.address)
 
 
@@ -169,7 +169,7 @@ async def test_refused_model_gives_the_reason() -> None:
             assert "9.00 GiB" in transport.status().detail
 
 
-async def test_kill_of_the_engine_is_reported_and_mended(tmp_path: Path) -> None:
+async def test_kill_of_the_engine_is_reported_and_mended(runtime_dir: Path) -> None:
     """Red if a dead engine is not noticed, not restarted, or its orphaned requests never fail."""
     transport = supervised()
     async with started(transport) as seen:
@@ -189,7 +189,7 @@ async def test_kill_of_the_engine_is_reported_and_mended(tmp_path: Path) -> None
         transport.submit(request("next"))
         await seen.until(lambda: seen.finished("next"))
         assert seen.tokens("next") == expected_tokens(10, 20)
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(runtime_dir.iterdir()) == []
     assert psutil.Process().children(recursive=True) == []
 
 
@@ -211,16 +211,16 @@ async def test_a_start_that_always_fails_is_given_up_with_the_last_words() -> No
         assert "5 times" in transport.status().detail
 
 
-async def test_close_while_loading_leaves_nothing(tmp_path: Path) -> None:
+async def test_close_while_loading_leaves_nothing(runtime_dir: Path) -> None:
     """Red if closing before the engine is ready leaves its process or socket."""
     transport = supervised()
     async with started(transport):
         pass
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(runtime_dir.iterdir()) == []
     assert psutil.Process().children(recursive=True) == []
 
 
-async def test_engine_dies_with_its_parent_and_removes_its_socket(tmp_path: Path) -> None:
+async def test_engine_dies_with_its_parent_and_removes_its_socket(tmp_path: Path, runtime_dir: Path) -> None:
     """Red if `kill -9` of a gateway leaves its engine running, even in the middle of a long step,
     or leaves the socket's folder."""
     gateway = tmp_path / "gateway.py"
@@ -248,13 +248,13 @@ async def test_engine_dies_with_its_parent_and_removes_its_socket(tmp_path: Path
     await process.wait()
     await asyncio.to_thread(psutil.wait_procs, [engine], WAIT_S)
     assert not engine.is_running()
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(runtime_dir.iterdir()) == []
 
 
-async def test_engine_alone_outlives_callers_and_drops_their_requests(tmp_path: Path) -> None:
+async def test_engine_alone_outlives_callers_and_drops_their_requests(runtime_dir: Path) -> None:
     """Red if a stand-alone engine ends with a gateway, keeps the requests of one that fell silent,
     or drops those of another that did not."""
-    with Alone(tmp_path / "run", silence_s=1.5) as alone:
+    with Alone(runtime_dir, silence_s=1.5) as alone:
         async with started(ZmqTransport(alone.address, ping_s=0.2)) as living:
             await living.until(lambda: living.ready)
             mute = ZmqTransport(alone.address, ping_s=3600.0)
@@ -269,9 +269,9 @@ async def test_engine_alone_outlives_callers_and_drops_their_requests(tmp_path: 
             assert alone.process.poll() is None
 
 
-async def test_a_caller_that_was_stopped_hears_that_its_requests_are_gone(tmp_path: Path) -> None:
+async def test_a_caller_that_was_stopped_hears_that_its_requests_are_gone(runtime_dir: Path) -> None:
     """Red if a caller that missed its pings waits for ever for requests that the engine dropped."""
-    with Alone(tmp_path / "run", silence_s=0.5) as alone:
+    with Alone(runtime_dir, silence_s=0.5) as alone:
         transport = ZmqTransport(alone.address, ping_s=3.0)
         async with started(transport) as seen:
             await seen.until(lambda: seen.ready)
@@ -281,10 +281,10 @@ async def test_a_caller_that_was_stopped_hears_that_its_requests_are_gone(tmp_pa
             await seen.until(lambda: len(seen.ready) == 2)
 
 
-async def test_caller_survives_the_restart_of_an_engine_alone(tmp_path: Path) -> None:
+async def test_caller_survives_the_restart_of_an_engine_alone(runtime_dir: Path) -> None:
     """Red if a gateway does not find an engine again that was restarted at its address, or if the
     dead engine's socket file keeps the new one from starting."""
-    with Alone(tmp_path / "run") as first:
+    with Alone(runtime_dir) as first:
         transport = ZmqTransport(first.address)
         async with started(transport) as seen:
             await seen.until(lambda: seen.ready)
@@ -293,7 +293,7 @@ async def test_caller_survives_the_restart_of_an_engine_alone(tmp_path: Path) ->
             first.process.kill()
             await seen.until(lambda: seen.lost)
             assert transport.status().state is State.STARTING
-            with Alone(tmp_path / "run"):
+            with Alone(runtime_dir):
                 await seen.until(lambda: len(seen.ready) == 2)
                 transport.submit(request("again"))
                 await seen.until(lambda: seen.finished("again"))
@@ -301,9 +301,9 @@ async def test_caller_survives_the_restart_of_an_engine_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signal_ends_an_engine_alone_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+async def test_signal_ends_an_engine_alone_cleanly(runtime_dir: Path, number: signal.Signals) -> None:
     """Red if SIGTERM or Ctrl-C leaves the socket file, or ends with a status other than 0."""
-    with Alone(tmp_path / "run") as alone:
+    with Alone(runtime_dir) as alone:
         transport = ZmqTransport(alone.address)
         async with started(transport) as seen:
             await seen.until(lambda: seen.ready)
@@ -312,7 +312,7 @@ async def test_signal_ends_an_engine_alone_cleanly(tmp_path: Path, number: signa
             alone.process.send_signal(number)
             await seen.until(lambda: seen.lost)
         assert await asyncio.to_thread(alone.process.wait, WAIT_S) == 0
-        assert list((tmp_path / "run").iterdir()) == []
+        assert list(runtime_dir.iterdir()) == []
 
 
 async def test_ctrl_c_does_not_reach_a_supervised_engine() -> None:
@@ -327,16 +327,16 @@ async def test_ctrl_c_does_not_reach_a_supervised_engine() -> None:
         await seen.until(lambda: seen.finished("r"))
 
 
-async def test_address_of_a_live_engine_is_not_taken_over(tmp_path: Path) -> None:
+async def test_address_of_a_live_engine_is_not_taken_over(runtime_dir: Path) -> None:
     """Red if a second engine binds the socket under the first: libzmq would do it without a word."""
-    with Alone(tmp_path / "run") as alone:
+    with Alone(runtime_dir) as alone:
         async with started(ZmqTransport(alone.address)) as seen:
             await seen.until(lambda: seen.ready)
             with pytest.raises(ConfigError, match="in use"):
                 sockets.claim(alone.address)
 
 
-def test_stale_folders_are_removed_and_live_ones_kept(tmp_path: Path) -> None:
+def test_stale_folders_are_removed_and_live_ones_kept(runtime_dir: Path) -> None:
     """Red if folders of killed gateways pile up, or a running one's folder is deleted."""
     code = (
         "import os, signal; from penstock.engine.sockets import SocketDir; d = SocketDir();"
@@ -352,7 +352,7 @@ def test_stale_folders_are_removed_and_live_ones_kept(tmp_path: Path) -> None:
     assert mine.path.stat().st_mode & 0o777 == 0o700
     for folder in (mine, other):
         folder.remove()
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(runtime_dir.iterdir()) == []
 
 
 def test_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:

@@ -24,11 +24,16 @@ MAX_SOCKET_PATH = 103
 
 
 def runtime_base() -> Path:
-    """XDG_RUNTIME_DIR if it is usable, else the temporary directory."""
-    given = os.environ.get("XDG_RUNTIME_DIR", "")
-    if given and os.path.isdir(given) and os.access(given, os.W_OK):
-        return Path(given)
-    return Path(tempfile.gettempdir())
+    """XDG_RUNTIME_DIR if it is usable, else the temporary directory, else /tmp: the first that is
+    short enough for a socket path."""
+    longest = MAX_SOCKET_PATH - len(f"/{PREFIX}XXXXXXXX/engine.sock")
+    for given in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+        fits = 0 < len(os.fsencode(given)) <= longest
+        if fits and os.path.isdir(given) and os.access(given, os.W_OK | os.X_OK):
+            return Path(given)
+    raise ConfigError(
+        f"engine socket: no writable folder of at most {longest} bytes; point XDG_RUNTIME_DIR at one"
+    )
 
 
 class SocketDir:

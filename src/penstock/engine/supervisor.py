@@ -136,7 +136,8 @@ class SupervisedTransport:
             raise
         except Exception as error:
             log.exception("the supervisor failed")
-            self._refuse(ModelRefused(f"the engine could not be started: {error}"))
+            command = " ".join(self._command)
+            self._refuse(ModelRefused(f"the engine could not be started with `{command}`: {error}"))
 
     def _pause_s(self) -> float:
         if self._failed_starts <= 1:
@@ -146,7 +147,13 @@ class SupervisedTransport:
     async def _run_once(self) -> str:
         """One life, from start to death. Returns why it ended."""
         assert self._dir is not None
-        life = await _Life.begin(self._command, self._settings, self._dir.address, self)
+        beginning = asyncio.ensure_future(_Life.begin(self._command, self._settings, self._dir.address, self))
+        try:
+            life = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # A process that is half started has to be known before it can be ended.
+            await (await beginning).end()
+            raise
         self._life = life
         try:
             return await life.ended()
