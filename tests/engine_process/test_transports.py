@@ -368,3 +368,18 @@ def test_settings_cross_the_process_border_unchanged() -> None:
     """Red if a settings field can't be sent as JSON to the engine process."""
     given = EngineSettings(model="m", tenant_weights={"a": 2.0}, max_context=7, kv_bytes=123)
     assert msgspec.json.decode(msgspec.json.encode(given), type=EngineSettings) == given
+
+
+def test_socket_folder_is_short_enough(
+    tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if a long XDG_RUNTIME_DIR or TMPDIR keeps the engine from starting."""
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    assert sockets.runtime_base() == Path("/tmp")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_dir))
+    assert sockets.runtime_base() == runtime_dir
+    with pytest.raises(ConfigError, match="103"):
+        sockets.claim(f"ipc://{deep}/{'e' * 30}.sock")

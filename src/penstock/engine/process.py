@@ -17,6 +17,7 @@ Life: bind → load (callers hear Loading) → Ready or Refused → serve → ex
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import math
 import os
@@ -173,6 +174,7 @@ def main(build: BuildEngine | None = None) -> int:
     parser.add_argument("--log-level", default="INFO")
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level, format="%(levelname)s %(name)s: %(message)s")
+    faulthandler.enable()  # a crash in native code leaves its stack on stderr, hence in the parent's log
     settings = _read_settings(options.parent_fd)
     try:
         return run_engine(settings, options.address, options.parent_fd, build=build)

@@ -245,7 +245,8 @@ class _Life:
         if code is None:
             return "the engine process broke its connection"
         if code < 0:
-            return f"the engine process died of {signal.Signals(-code).name}"
+            hint = " (what the kernel sends when memory runs out)" if -code == signal.SIGKILL else ""
+            return f"the engine process died of {signal.Signals(-code).name}{hint}"
         last = f": {self._last_lines[-1]}" if self._last_lines else ""
         return f"the engine process exited with status {code}{last}"
 
