@@ -155,6 +155,19 @@ async def test_async_stream_can_be_left(model: str) -> None:
         assert llm._started()._open == {}
 
 
+def test_bar_on_a_terminal_only(llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    """Red if a long batch writes a bar into a pipe, on stdout, or with progress=False."""
+    llm.generate(["tea"] * 12, GREEDY)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    llm.generate(["tea"] * 12, GREEDY, progress=False)
+    quiet = capsys.readouterr()
+    assert (quiet.out, quiet.err) == ("", "")
+    llm.generate(["tea"] * 12, GREEDY)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "generating" in shown.err
+
+
 def run_script(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "script.py"
     script.write_text(code)

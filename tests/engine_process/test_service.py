@@ -28,6 +28,7 @@ from penstock.call import (
 )
 from penstock.config import EngineSettings
 from penstock.engine import open_call
+from penstock.engine import service as service_module
 from penstock.engine.inprocess import InProcessTransport
 from penstock.engine.service import EngineService
 from penstock.engine.supervisor import SupervisedTransport
@@ -486,3 +487,50 @@ async def test_an_engine_that_can_not_be_started(model: Callable[..., EngineSett
             await asyncio.wait_for(service.wait_ready(), WAIT_S)
     finally:
         await service.close()
+
+
+@pytest.mark.parametrize("transport", [in_process, in_other_process])
+async def test_a_fault_in_the_engine_fails_its_streams(
+    model: Callable[..., EngineSettings], transport: Callable[[EngineSettings], Transport]
+) -> None:
+    """Red if an exception in the engine's loop leaves readers waiting, or its text is not shown.
+    An engine process is started again; one in this process stays down, and says so."""
+    async with running(model("crash=30"), transport) as service:
+        fold = await answer(service, completion(max_tokens=1000))
+        assert fold.failure is not None
+        assert fold.failure.status == 503
+        assert not service.health().alive
+        if transport is in_process:
+            assert "the device is lost" in fold.failure.message
+            with pytest.raises(EngineUnavailable, match="the device is lost"):
+                await answer(service, completion())
+        else:
+            await until(lambda: service.health().ready)
+            assert (await answer(service, completion(max_tokens=5))).done
+
+
+async def test_drain_gives_up_after_its_time(model: Callable[..., EngineSettings]) -> None:
+    """Red if a stream that does not end keeps a server from stopping."""
+    async with running(model("step_ms=5")) as service:
+        stream = service.stream(completion(max_tokens=15_000), "r")
+        await anext(stream)
+        await service.drain(0.05)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_more_calls_than_can_be_held_are_refused(
+    model: Callable[..., EngineSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if calls pile up in this process without bound while the engine is behind."""
+    monkeypatch.setattr(service_module, "OPEN_CALLS_BEYOND_QUEUE", 0)
+    async with running(model("step_ms=5", max_running=1, max_queue=1)) as service:
+        streams = [service.stream(completion(max_tokens=10_000), f"r{i}") for i in range(2)]
+        await anext(streams[0])
+        second = asyncio.ensure_future(anext(streams[1]))
+        await until(lambda: service._calls == 2)
+        with pytest.raises(Overloaded, match="2 calls"):
+            await answer(service, completion())
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await streams[0].aclose()  # type: ignore[attr-defined]
+        await until(lambda: service._calls == 0)

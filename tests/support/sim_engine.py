@@ -5,7 +5,8 @@ script it is an engine process: `python sim_engine.py --address … --parent-fd 
 
 `model` is "sim:" and comma-separated words: `step_ms=5` (device time of a step), `refuse` (the model
 is refused), `die` (the process dies while loading), `die_once=FILE` (only if FILE does not exist yet),
-`path=DIR` (model path that the caller sees), `vocab=N`, `first=N` (tokens are in [first, vocab)).
+`path=DIR` (model path that the caller sees), `vocab=N`, `first=N` (tokens are in [first, vocab)),
+`crash=N` (the device fails in step N).
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ def expected_tokens(prompt_len: int, count: int, first: int = FIRST_TOKEN, vocab
 class TimedDevice:
     """Executes at launch; a step's result can be had `step_s` after the previous one's."""
 
-    def __init__(self, step_s: float, first: int, vocab: int) -> None:
+    def __init__(self, step_s: float, first: int, vocab: int, crash: int) -> None:
         self._step_s, self._first, self._span = step_s, first, vocab - first
         self._free_at = 0.0
+        self._crash = crash
 
     def launch(self, plan: StepPlan) -> TimedStep:
+        if plan.step == self._crash:
+            raise RuntimeError("the device is lost")
         ends = plan.starts + plan.counts
         tokens = np.where(plan.samples, self._first + ends % self._span, -1).astype(np.int32)
         self._free_at = max(self._free_at, time.monotonic()) + self._step_s
@@ -89,7 +93,7 @@ def build_sim(
         deadline_s=settings.deadline_s,
     )
     first = int(words.get("first") or FIRST_TOKEN)
-    device = TimedDevice(float(words.get("step_ms") or 1) / 1000, first, vocab)
+    device = TimedDevice(float(words.get("step_ms") or 1) / 1000, first, vocab, int(words.get("crash") or -1))
     core = assemble_core(shape, device, sink, time.monotonic)
     ready = Ready(
         model_id="sim",
