@@ -291,9 +291,9 @@ def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape
         "",
         table(peers, shapes),
         "",
-        "Decode rows: 128-token prompts, 128 new tokens each, output tokens over the whole time, prefill included. "
-        "Prefill row: prompt tokens over the time to one token. `(Penstock 0.50×)` beside a peer's number: Penstock "
-        "reached half of it.",
+        "Decode columns: 128-token prompts, 128 new tokens each, output tokens over the whole time, prefill "
+        "included. Prefill column: prompt tokens over the time to one token. `(Penstock 0.50×)` beside a peer's "
+        "number: Penstock reached half of it.",
         "",
         *(
             f"- {p.spec.name}: {', '.join(f'{k} {v}' for k, v in p.versions.items())}; {p.note}"

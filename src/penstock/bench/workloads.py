@@ -135,7 +135,8 @@ def _azure(path: Path) -> Iterator[Item]:
                 lengths = int(row["ContextTokens"]), int(row["GeneratedTokens"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"trace: {path.name}:{number}: {error}; columns TIMESTAMP,ContextTokens,GeneratedTokens expected"
+                    f"trace: {path.name}:{number}: {error}; "
+                    "columns TIMESTAMP,ContextTokens,GeneratedTokens expected"
                 ) from None
             # A row of the trace may have generated nothing; a request asks for one token at least.
             yield Item(

@@ -96,7 +96,7 @@ def byte_progress() -> Iterator[Advance]:
 
 @contextmanager
 def count_progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A bar for counted things; call the yielded function once per finished one. Silent without a terminal."""
+    """A bar for counted things; call the yielded function once per one. Silent without a terminal."""
     console = err()
     if not console.is_terminal:
         yield lambda: None

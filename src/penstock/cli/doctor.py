@@ -106,7 +106,8 @@ def _machine(settings: EngineSettings) -> Iterator[Finding]:
     yield Finding(
         "ok",
         "memory",
-        f"{size(machine['available_memory_bytes'])} available of {size(machine['total_memory_bytes'])} (cgroup limits included)",
+        f"{size(machine['available_memory_bytes'])} available of {size(machine['total_memory_bytes'])} "
+        "(cgroup limits included)",
     )
 
 
@@ -128,7 +129,7 @@ def _packages(settings: EngineSettings) -> Iterator[Finding]:
     yield Finding("ok", "packages", ", ".join(versions))
     import numpy
 
-    blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index,call-overload]
+    blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     yield Finding("ok", "blas", f"{blas.get('name')} {blas.get('version')}")
 
 
@@ -175,7 +176,8 @@ def _model(settings: EngineSettings) -> Iterator[Finding]:
     yield Finding(
         "ok",
         "model",
-        f"{settings.model}: {info.architecture}, {info.parameters / 1e6:,.0f} M parameters stored as {info.storage}, "
+        f"{settings.model}: {info.architecture}, {info.parameters / 1e6:,.0f} M parameters stored as "
+        f"{info.storage}, "
         f"{len(info.spec.layers)} layers, context {info.context:,}",
     )
     yield _plan(settings, info)

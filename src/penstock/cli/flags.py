@@ -74,7 +74,7 @@ def with_flags(
                     given[place][name] = _convert(records[place], name, value)
             return command(**values, **given)
 
-        del run.__wrapped__  # type: ignore[attr-defined]  # Typer would follow it to the old signature
+        del run.__wrapped__  # Typer would follow it to the old signature
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
@@ -90,7 +90,7 @@ def _parameters(record: type[Struct]) -> list[inspect.Parameter]:
             continue
         default = info.default
         if default is msgspec.NODEFAULT:
-            default = info.default_factory()  # type: ignore[operator]
+            default = info.default_factory()
         option = _option(info.name, hints[info.name], default, panel=_PANELS[record.__name__])
         found.append(
             inspect.Parameter(info.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)

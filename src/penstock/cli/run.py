@@ -79,6 +79,7 @@ async def _answer(
             (usage.completion_tokens - 1) / decode_s if usage.completion_tokens > 1 and decode_s > 0 else 0.0
         )
         console.note(
-            f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} generated; "
+            f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
+            f"{usage.completion_tokens} generated; "
             f"first token after {timings.ttft_s:.2f} s, then {rate:.1f} tokens/s"
         )

@@ -16,10 +16,10 @@ from penstock.config import EngineSettings, ServerSettings, describe
 
 _HEAD = """# Settings
 
-Made from `src/penstock/config.py` by `python -m penstock.cli.settings_page > docs/settings.md`; edit the records,
-not this page. A setting has one name everywhere: `token_budget` in the settings tree, `--token-budget` on the
-command line (`--no-prefix-cache` switches a flag off), `LLM(token_budget=…)` in Python. Flags for bytes take
-units: `--kv-bytes 4G`.
+Made from `src/penstock/config.py` by `python -m penstock.cli.settings_page > docs/settings.md`: edit the
+records, not this page. A setting has one name everywhere: `token_budget` in the settings tree,
+`--token-budget` on the command line (`--no-prefix-cache` switches a flag off), `LLM(token_budget=…)` in
+Python. Flags for bytes take units: `--kv-bytes 4G`.
 """
 
 _SECTIONS: tuple[tuple[str, str, type[Struct]], ...] = (
