@@ -222,7 +222,7 @@ class PrefixTree:
         """`block`'s content is lost. What lies below a lost full-attention block can't be hit while it
         is missing, so ownerless content there is freed with it rather than outliving useful content."""
         node, group = self._take(block)
-        if self.windows[group] is None:
+        if node.children and self.windows[group] is None:  # mostly none: tails are evicted first
             self._drop_below(node)
         self._prune(node)
 
@@ -272,7 +272,7 @@ class PrefixTree:
         return all(b >= 0 for b, window in zip(node.blocks, self.windows, strict=True) if window is None)
 
     def _prune(self, node: Node) -> None:
-        while not node.pins and not node.children and all(block < 0 for block in node.blocks):
+        while not node.pins and not node.children and max(node.blocks) < 0:
             parent = node.parent
             if parent is None:
                 if self._roots.get(node.identity) is node:
