@@ -20,10 +20,16 @@ def settings_for(path: Path) -> tuple[ReplaySettings, StepTime]:
     """A pool and a device that carry the trace; Mooncake's unit of sharing is 512 tokens."""
     if path.suffix == ".jsonl":
         shape = ReplaySettings(
-            num_blocks=6000, block_size=MOONCAKE_BLOCK, max_running=256, token_budget=32768, max_context=140_000
+            num_blocks=6000,
+            block_size=MOONCAKE_BLOCK,
+            max_running=256,
+            token_budget=32768,
+            max_context=140_000,
         )
         return shape, StepTime(fixed_s=0.04, per_token_s=2e-6)
-    shape = ReplaySettings(num_blocks=40_000, block_size=16, max_running=256, token_budget=8192, max_context=16_384)
+    shape = ReplaySettings(
+        num_blocks=40_000, block_size=16, max_running=256, token_budget=8192, max_context=16_384
+    )
     return shape, StepTime(fixed_s=0.06, per_token_s=5e-6)
 
 
@@ -39,7 +45,8 @@ def main() -> None:
         print(
             f"  {report.requests} requests, {report.failed} failed, {report.steps} steps, "
             f"{report.preemptions} preemptions\n"
-            f"  tokens: prompt {report.prompt_tokens}, cached {report.cached_tokens}, generated {report.generated_tokens}\n"
+            f"  tokens: prompt {report.prompt_tokens}, cached {report.cached_tokens}, "
+            f"generated {report.generated_tokens}\n"
             f"  TTFT p50 {report.ttft_p50_s:.3f} s, p99 {report.ttft_p99_s:.3f} s; "
             f"ITL p50 {report.itl_p50_s * 1e3:.1f} ms, p99 {report.itl_p99_s * 1e3:.1f} ms; "
             f"device busy {report.device_busy_rate:.1%}\n"

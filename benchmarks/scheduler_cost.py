@@ -56,7 +56,9 @@ def main() -> None:
     for running in (16, 64, 256, 1024):
         times = measure(running, options.context, options.steps)
         median = statistics.median(times) * 1e6
-        print(f"{running:>8} {median:>10.0f} {np.percentile(times, 99) * 1e6:>8.0f} {median / running:>11.2f}")
+        print(
+            f"{running:>8} {median:>10.0f} {np.percentile(times, 99) * 1e6:>8.0f} {median / running:>11.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -27,15 +27,28 @@ import psutil
 
 SAMPLE_S = 20.0
 GROWTH_LIMIT = 0.03  # last quarter over second quarter
-GAUGES = r'^(penstock_running|penstock_waiting|penstock_kv_blocks)(?:\{[^}]*(?:state="owned"[^}]*|model="[^",]*")\}) (\S+)$'
-WORDS = "the river carries water past stone and field until it meets a wide and quiet sea".split()
+GAUGES = (
+    r"^(penstock_running|penstock_waiting|penstock_kv_blocks)"
+    r'(?:\{[^}]*(?:state="owned"[^}]*|model="[^",]*")\}) (\S+)$'
+)
+WORDS = "the river carries water past stone and field until it meets a wide and quiet sea".split()  # noqa: SIM905
 
 
 class Server:
     """`penstock serve` as a child process, and what its memory does."""
 
     def __init__(self, model: str, kv_bytes: int) -> None:
-        self._args = [sys.executable, "-m", "penstock", "serve", model, "--port", "0", "--kv-bytes", str(kv_bytes)]
+        self._args = [
+            sys.executable,
+            "-m",
+            "penstock",
+            "serve",
+            model,
+            "--port",
+            "0",
+            "--kv-bytes",
+            str(kv_bytes),
+        ]
         self.samples: list[int] = []
 
     async def start(self) -> None:
@@ -64,7 +77,9 @@ class Server:
         self._drain.cancel()
 
 
-async def fetch(port: int, method: str, path: str, body: bytes = b"", leave_after: int | None = None) -> bytes:
+async def fetch(
+    port: int, method: str, path: str, body: bytes = b"", leave_after: int | None = None
+) -> bytes:
     """One request on its own connection; `leave_after`: close it after that many bytes of answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -154,12 +169,17 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         "growth": round(late / early - 1, 4),
         "gauges_at_end": gauges,
         "health": health,
-        "ok": late / early - 1 <= GROWTH_LIMIT and bool(gauges) and not any(gauges.values()) and health == "200",
+        "ok": late / early - 1 <= GROWTH_LIMIT
+        and bool(gauges)
+        and not any(gauges.values())
+        and health == "200",
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--concurrency", type=int, default=12)

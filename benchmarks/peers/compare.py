@@ -292,8 +292,8 @@ def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape
         table(peers, shapes),
         "",
         "Decode columns: 128-token prompts, 128 new tokens each, output tokens over the whole time, prefill "
-        "included. Prefill column: prompt tokens over the time to one token. `(Penstock 0.50×)` beside a peer's "
-        "number: Penstock reached half of it.",
+        "included. Prefill column: prompt tokens over the time to one token. `(Penstock 0.50×)` beside a "
+        "peer's number: Penstock reached half of it.",
         "",
         *(
             f"- {p.spec.name}: {', '.join(f'{k} {v}' for k, v in p.versions.items())}; {p.note}"
@@ -301,7 +301,8 @@ def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape
             if p.note
         ),
         "",
-        f"Made by `python benchmarks/peers/compare.py --threads {options.threads} --repeats {options.repeats}`.",
+        "Made by `python benchmarks/peers/compare.py "
+        f"--threads {options.threads} --repeats {options.repeats}`.",
     ]
     stem = options.output / f"{options.date}-peers"
     stem.parent.mkdir(parents=True, exist_ok=True)

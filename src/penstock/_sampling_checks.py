@@ -51,24 +51,30 @@ def check_sampling(params: SamplingParams) -> None:
         below = value <= low if low_open else value < low
         if below or value > high or (isinstance(value, float) and not math.isfinite(value)):
             bracket = "(" if low_open else "["
-            raise InvalidRequest(
-                f"{field}: {value} is outside {bracket}{low:g}, {high:g}]", param=field
-            )
+            raise InvalidRequest(f"{field}: {value} is outside {bracket}{low:g}, {high:g}]", param=field)
     for field, most in _SIZES.items():
         value = getattr(params, field)
         if value is not None and len(value) > most:
             raise InvalidRequest(f"{field}: {len(value)} entries, at most {most}", param=field)
     for text in (*params.stop, *params.bad_words):
         if not text:
-            raise InvalidRequest("stop and bad_words: an empty string matches everywhere; drop it", param="stop")
+            raise InvalidRequest(
+                "stop and bad_words: an empty string matches everywhere; drop it", param="stop"
+            )
         if len(text) > MAX_STOP_CHARS:
-            raise InvalidRequest(f"stop: a string of {len(text)} characters, at most {MAX_STOP_CHARS}", param="stop")
+            raise InvalidRequest(
+                f"stop: a string of {len(text)} characters, at most {MAX_STOP_CHARS}", param="stop"
+            )
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise InvalidRequest(
             f"min_tokens: {params.min_tokens} is above max_tokens ({params.max_tokens})", param="min_tokens"
         )
     if params.allowed_token_ids is not None and not params.allowed_token_ids:
-        raise InvalidRequest("allowed_token_ids: an empty list allows no token; leave it out", param="allowed_token_ids")
+        raise InvalidRequest(
+            "allowed_token_ids: an empty list allows no token; leave it out", param="allowed_token_ids"
+        )
     for token, bias in (params.logit_bias or {}).items():
         if not math.isfinite(bias) or abs(bias) > 100:
-            raise InvalidRequest(f"logit_bias: {bias} for token {token} is outside [-100, 100]", param="logit_bias")
+            raise InvalidRequest(
+                f"logit_bias: {bias} for token {token} is outside [-100, 100]", param="logit_bias"
+            )

@@ -27,26 +27,35 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     model: Annotated[str, Meta(description="catalogue name, GGUF file or safetensors folder")] = "smollm2"
     backend: Annotated[
-        Literal["auto", "reference"], Meta(description="kernel backend; auto takes the fastest that serves the model")
+        Literal["auto", "reference"],
+        Meta(description="kernel backend; auto takes the fastest that serves the model"),
     ] = "auto"
     max_context: Annotated[
         PositiveInt | None, Meta(description="tokens; None: what the model declares and the KV pool can hold")
     ] = None
     kv_bytes: Annotated[
-        PositiveInt | None, Meta(description="bytes of KV memory; None: kv_share of what machine or cgroup has free")
+        PositiveInt | None,
+        Meta(description="bytes of KV memory; None: kv_share of what machine or cgroup has free"),
     ] = None
     kv_share: Annotated[
-        float, Meta(gt=0, le=0.95, description="share of free memory for KV; the rest is for weights, steps, others")
+        float,
+        Meta(
+            gt=0, le=0.95, description="share of free memory for KV; the rest is for weights, steps, others"
+        ),
     ] = 0.25
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
     max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most")] = 256
     token_budget: Annotated[
-        int, Meta(ge=1, description="tokens computed in one step at most; bounds the stall a long prompt can cause")
+        int,
+        Meta(
+            ge=1, description="tokens computed in one step at most; bounds the stall a long prompt can cause"
+        ),
     ] = 512
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024
     deadline_s: Annotated[
-        PositiveFloat | None, Meta(description="seconds from arrival until a request is given up; None: no limit")
+        PositiveFloat | None,
+        Meta(description="seconds from arrival until a request is given up; None: no limit"),
     ] = None
     async_depth: Annotated[
         int, Meta(ge=0, le=1, description="steps launched before the previous one's tokens are known")
@@ -72,28 +81,38 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP side."""
 
-    host: Annotated[str, Meta(description="address to listen on; any but loopback needs an API key")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free one and prints it")] = 8000
-    api_key: Annotated[str | None, Meta(description="bearer key; None on loopback: none needed; else one is made")] = (
-        None
+    host: Annotated[str, Meta(description="address to listen on; any but loopback needs an API key")] = (
+        "127.0.0.1"
     )
-    served_model_name: Annotated[str | None, Meta(description="model id in the API; None: the model's own")] = None
+    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free one and prints it")] = 8000
+    api_key: Annotated[
+        str | None, Meta(description="bearer key; None on loopback: none needed; else one is made")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Meta(description="model id in the API; None: the model's own")
+    ] = None
     engine: Annotated[
         str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
     ] = None
-    max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = 32 * 2**20
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
+        32 * 2**20
+    )
     allowed_hosts: Annotated[
         tuple[str, ...], Meta(description="further names accepted in the Host header (DNS rebinding)")
     ] = ()
-    cors_origins: Annotated[tuple[str, ...], Meta(description="origins allowed by CORS; none by default")] = ()
+    cors_origins: Annotated[
+        tuple[str, ...], Meta(description="origins allowed by CORS; none by default")
+    ] = ()
     drain_s: Annotated[float, Meta(ge=0, description="seconds that running streams get after SIGTERM")] = 30.0
-    keepalive_s: Annotated[float, Meta(gt=0, description="seconds between SSE comments while nothing is sent")] = 15.0
+    keepalive_s: Annotated[
+        float, Meta(gt=0, description="seconds between SSE comments while nothing is sent")
+    ] = 15.0
     slow_reader_s: Annotated[
         float, Meta(gt=0, description="seconds that one write may block before the stream is cancelled")
     ] = 60.0
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of penstock's own log")] = (
-        "info"
-    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="of penstock's own log")
+    ] = "info"
 
 
 def build(cls: type[S], **values: Any) -> S:
@@ -122,7 +141,7 @@ def describe(cls: type[Struct]) -> list[tuple[str, str, Any, str]]:
         meta = next(m for m in hint.__metadata__ if isinstance(m, Meta))
         default = info.default
         if default is msgspec.NODEFAULT:
-            default = info.default_factory()  # type: ignore[operator]
+            default = info.default_factory()
         kind = hint.__origin__
         rows.append((info.name, _type_name(kind), default, meta.description or ""))
     return rows

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from oracle import load_greedy
 from token_engine import TokenEngine
 
+from oracle import load_greedy
 from penstock.decoding.params import TokenSampling
 
 

@@ -162,13 +162,17 @@ def test_logged_plans_replay_to_the_same_tokens():
     first.core._step_log = lambda plan, result: results.append(result.tokens.tolist())
     first.run()
     second = CoreBench(windows=(None, 6), num_blocks=20)
-    replayed = [second.device.execute(decode_plan(encode_plan(plan))).tokens.tolist() for plan in first.device.plans]
+    replayed = [
+        second.device.execute(decode_plan(encode_plan(plan))).tokens.tolist() for plan in first.device.plans
+    ]
     assert replayed == results
 
 
 def test_sliding_windows_hold_only_what_they_need():
     """Red if a window group keeps the whole context, or frees by planned instead of committed length."""
-    bench = CoreBench(windows=(8,), block_size=4, num_blocks=5, max_context=64, prefix_cache=False, token_budget=4)
+    bench = CoreBench(
+        windows=(8,), block_size=4, num_blocks=5, max_context=64, prefix_cache=False, token_budget=4
+    )
     request_id = bench.submit(list(range(40)), 20)
     bench.run()
     assert bench.tokens(request_id) == expected_tokens(list(range(40)), 20)

@@ -152,9 +152,9 @@ def test_groups_disagreeing_about_a_hit_take_the_longest_common_one():
     # Shorter prefixes lie outside what the window group still holds near their end, or inside it:
     # whatever is reused, the device checks every entry that attention would read.
     for cut in range(4, 40, 3):
-        request_id = bench.submit(base[:cut] + [VOCAB - 1], 2)
+        request_id = bench.submit([*base[:cut], VOCAB - 1], 2)
         bench.run()
-        assert bench.tokens(request_id) == expected_tokens(base[:cut] + [VOCAB - 1], 2)
+        assert bench.tokens(request_id) == expected_tokens([*base[:cut], VOCAB - 1], 2)
     assert bench.tokens(first) == expected_tokens(base, 1)
 
 

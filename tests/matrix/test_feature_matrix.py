@@ -30,7 +30,7 @@ MODELS = {
 PROMPTS = [
     [7, 8, 9],
     list(range(10, 55)),
-    list(range(10, 50)) + [3, 4, 5],
+    [*list(range(10, 50)), 3, 4, 5],
     list(range(10, 34)),
     [200, 201, 202, 203, 204] * 3,
 ]
@@ -82,7 +82,9 @@ def _prompt_logprobs(setup: Setup) -> None:
 
 
 def _sampling(setup: Setup) -> None:
-    setup.sampling.update(temperature=0.9, top_p=0.95, top_k=40, frequency_penalty=0.4, repetition_penalty=1.2)
+    setup.sampling.update(
+        temperature=0.9, top_p=0.95, top_k=40, frequency_penalty=0.4, repetition_penalty=1.2
+    )
 
 
 def _stops(setup: Setup) -> None:
@@ -234,7 +236,9 @@ def test_three_features_together_give_the_plain_tokens(model, names, models, pla
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [tuple(FEATURES), ("async depth 1", "prefix cache", "chunked prefill", "preemption")])
+@pytest.mark.parametrize(
+    "names", [tuple(FEATURES), ("async depth 1", "prefix cache", "chunked prefill", "preemption")]
+)
 def test_the_real_model_agrees_with_all_features_on(names, smollm2_path):
     """Red if what holds for tiny models does not hold for a real one."""
     settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**24}
@@ -249,7 +253,9 @@ def table() -> str:
     names = list(FEATURES)
     rows = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name in names:
-        rows.append(f"| **{name}** | " + " | ".join("—" if other == name else "yes" for other in names) + " |")
+        rows.append(
+            f"| **{name}** | " + " | ".join("—" if other == name else "yes" for other in names) + " |"
+        )
     return "\n".join(rows)
 
 

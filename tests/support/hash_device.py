@@ -29,7 +29,9 @@ def chain(tokens: list[int]) -> list[int]:
     return out
 
 
-def expected_tokens(prompt: list[int], max_tokens: int, stop: tuple[int, ...] = (), min_tokens: int = 0) -> list[int]:
+def expected_tokens(
+    prompt: list[int], max_tokens: int, stop: tuple[int, ...] = (), min_tokens: int = 0
+) -> list[int]:
     """What any correct engine returns for this request over a HashDevice."""
     tokens = list(prompt)
     for _ in range(max_tokens):
@@ -48,7 +50,9 @@ class HashStep:
 
 
 class HashDevice:
-    def __init__(self, layout: KVLayout, num_blocks: int, num_slots: int, max_context: int, token_budget: int) -> None:
+    def __init__(
+        self, layout: KVLayout, num_blocks: int, num_slots: int, max_context: int, token_budget: int
+    ) -> None:
         self._layout = layout
         self._budget = token_budget
         self._tokens = np.full((num_slots, max_context + 1), -1, np.int64)

@@ -55,7 +55,9 @@ class TokenEngine:
                 answer.prompt_logprobs.append(unpack_logprobs(delta.prompt_logprobs))
 
     def submit(self, request_id: str, tokens: Any, sampling: TokenSampling, **fields: Any) -> None:
-        self.core.submit("test", Submit(id=request_id, tokens=pack_tokens(tokens), sampling=sampling, **fields))
+        self.core.submit(
+            "test", Submit(id=request_id, tokens=pack_tokens(tokens), sampling=sampling, **fields)
+        )
 
     def run(self) -> None:
         """Until idle; then every slot and block must be back."""

@@ -103,7 +103,8 @@ def plan_memory(
         kv = max(least, min(int(available * settings.kv_share), available - need))
     elif need + kv > available:
         raise ModelRefused(
-            f"kv_bytes: {_gib(kv)} beside {_gib(need)} for the model exceed the {_gib(available)} that are free"
+            f"kv_bytes: {_gib(kv)} beside {_gib(need)} for the model exceed the "
+            f"{_gib(available)} that are free"
         )
     elif kv < least:
         raise ModelRefused(f"kv_bytes: {kv} is below the least useful pool of {least} bytes for this model")

@@ -146,7 +146,7 @@ class EngineCore:
         plan = done.plan
         try:
             result = done.pending.wait()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever a device raises fails the requests of its step
             self._fail_step(plan, error)
             return
         if self._step_log is not None:
@@ -305,7 +305,8 @@ class EngineCore:
         waiting = self.scheduler.policy.num_waiting
         if waiting >= self._max_queue:
             raise Overloaded(
-                f"max_queue: {waiting} requests are waiting already; retry later", retry_after_s=self._retry_after()
+                f"max_queue: {waiting} requests are waiting already; retry later",
+                retry_after_s=self._retry_after(),
             )
 
     def _retry_after(self) -> float:

@@ -14,7 +14,9 @@ class OutputBuilder:
     def __init__(self, table: RequestTable) -> None:
         self._table = table
 
-    def delta(self, request: Request, token: int, finish: Finish | None, logprobs: RowLogprobs | None) -> Delta:
+    def delta(
+        self, request: Request, token: int, finish: Finish | None, logprobs: RowLogprobs | None
+    ) -> Delta:
         """One drawn token. The first delta of a request says what was cached and how long it queued."""
         if request.announced and finish is None and logprobs is None:
             return Delta(request.id, [token])

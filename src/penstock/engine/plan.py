@@ -108,8 +108,7 @@ def _enc(obj: Any) -> Any:
 
 def _dec(kind: type, obj: Any) -> Any:
     if kind is np.ndarray:
-        array = np.frombuffer(obj["data"], dtype=obj["dtype"]).reshape(obj["shape"])
-        return array
+        return np.frombuffer(obj["data"], dtype=obj["dtype"]).reshape(obj["shape"])
     raise NotImplementedError(kind)
 
 

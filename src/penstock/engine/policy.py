@@ -113,7 +113,9 @@ class OrderPolicy:
         """Waiting requests, best first, lazily; the caller may `remove` what it was just given."""
         heads = []
         for number, queue in enumerate(self._queues.values()):
-            heads.append((*self._key(queue[0], now), number, 0, list(queue) if len(queue) > 1 else [queue[0]]))
+            heads.append(
+                (*self._key(queue[0], now), number, 0, list(queue) if len(queue) > 1 else [queue[0]])
+            )
         heapq.heapify(heads)
         while heads:
             *_, number, place, queue_copy = heapq.heappop(heads)

@@ -36,7 +36,11 @@ class ModelService(Protocol):
     async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]: ...
 
     async def tokenize_chat(
-        self, model: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], add_generation_prompt: bool
+        self,
+        model: str,
+        messages: tuple[Message, ...],
+        tools: tuple[ToolSpec, ...],
+        add_generation_prompt: bool,
     ) -> list[int]: ...
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...

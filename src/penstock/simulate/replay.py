@@ -87,7 +87,9 @@ class _Recorder:
                 self._last.pop(delta.id, None)
 
 
-def build_sim_core(settings: ReplaySettings, clock: VirtualClock, step_time: StepTime, sink: object) -> EngineCore:
+def build_sim_core(
+    settings: ReplaySettings, clock: VirtualClock, step_time: StepTime, sink: object
+) -> EngineCore:
     """An EngineCore over a SimDevice: the test bench of scheduler, KV and policies."""
     layers = [LayerKV(kv_heads=1, head_dim=1, window=window) for window in settings.windows]
     shape = CoreShape(
