@@ -4,7 +4,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Twice quiet: errors only, not a warning per mirror that lacks a package.
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 ARGS   ?=
 
 # Two test workers on two cores: one thread of BLAS each, or they fight over the cores.
@@ -28,15 +29,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e .
+	@echo "installing penstock into $(VENV)"
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[test]'
+	@echo "installing .[test] into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.base $@
 
 $(VENV)/.lint: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[lint]'
+	@echo "installing .[lint] into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[lint]'
 	@touch $(VENV)/.base $@
 
 serve: $(VENV)/.base
