@@ -100,6 +100,21 @@ def test_serve_ends_its_start_in_one_line(
     assert list(Path(environment["XDG_RUNTIME_DIR"]).iterdir()) == []
 
 
+def test_bench_serve_measures_a_running_server(
+    start: Callable[..., Server], tiny: Path, penstock: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Red if the benchmark's client and the server stop understanding each other."""
+    server = start("serve", tiny, "--port", "0", "--kv-bytes", "64M")
+    _, address = server.ready()
+    flags = ("--num-requests", "5", "--input-len", "12", "--output-len", "4", "--vocab-size", "300")
+    result = penstock("bench", "serve", "--url", address, *flags, "--concurrency", "2")
+    assert result.returncode == 0, result.stderr
+    assert "5 of 5 requests" in result.stdout
+    assert "input 60 tokens" in result.stdout
+    assert "output 20 tokens" in result.stdout
+    assert server.stop() == 0
+
+
 def test_an_address_beyond_loopback_gets_a_key(start: Callable[..., Server], tiny: Path) -> None:
     """Red if a server that others can reach answers without a key, or does not say which key it made."""
     server = start("serve", tiny, "--host", "0.0.0.0", "--port", "0", "--kv-bytes", "64M")
