@@ -205,7 +205,7 @@ def build_engine(
         async_depth=settings.async_depth,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
-        namespace=namespace_digest(_namespace(info.revision, ops.name, layout)),
+        namespace=namespace_digest(_namespace(info, ops.name, layout, max_context)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
@@ -233,11 +233,17 @@ def build_engine(
     return core, ready
 
 
-def _namespace(revision: str, backend: str, layout: KVLayout) -> dict[str, object]:
+def _namespace(info: ModelInfo, backend: str, layout: KVLayout, max_context: int) -> dict[str, object]:
     """What must be equal for two engines to share a block."""
+    from penstock.models.spec import LongRopeScaling
+
+    ropes = [layer.attention.rope for layer in info.spec.layers]
+    # LongRoPE turns keys by a set of frequencies that the served context picks.
+    by_context = any(rope is not None and isinstance(rope.scaling, LongRopeScaling) for rope in ropes)
     return {
         "format": 1,
-        "weights": revision,
+        "weights": info.revision,
+        "rope_context": max_context if by_context else 0,
         "numerics": backend,
         "kv_dtype": "float32",
         "block_size": layout.block_size,
