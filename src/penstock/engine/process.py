@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import logging
 import math
 import os
@@ -122,6 +123,9 @@ def _load_and_serve(
         front.announce(ready)
         if on_ready is not None:
             on_ready(ready)
+        # What the start allocated lives until the end: full collections need not walk it again.
+        gc.collect()
+        gc.freeze()
         drive(core, inbox, front.publish)
     finally:
         core.close()
