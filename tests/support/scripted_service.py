@@ -77,6 +77,7 @@ class ScriptedService:
         self.open = 0
         self.release = asyncio.Event()
         self.draining = False
+        self.drains = 0
         self.closed = False
         self.alive = True
         self._changed = asyncio.Condition()
@@ -222,6 +223,7 @@ class ScriptedService:
 
     async def drain(self, timeout_s: float) -> None:
         self.draining = True
+        await self._count("drains")
 
     async def close(self) -> None:
         self.closed = True

@@ -150,7 +150,8 @@ def test_chat_stream_keeps_its_promises(events):
         mine = [c["choices"][0] for c in parsed if c["choices"] and c["choices"][0]["index"] == index]
         assert ["role" in choice["delta"] for choice in mine] == [True] + [False] * (len(mine) - 1)
         assert [c["finish_reason"] for c in mine[:-1]] == [None] * (len(mine) - 1)
-        assert mine[-1]["delta"] == {} or len(mine) == 1
+        assert mine[0]["delta"].keys() == {"role", "content"}
+        assert mine[-1]["delta"] == {}
         named = [
             c for choice in mine for c in choice["delta"].get("tool_calls", ()) if "name" in c["function"]
         ]
@@ -213,6 +214,7 @@ def test_tool_call_with_empty_arguments():
         c["choices"][0]["delta"].get("tool_calls") for c in chunks(encode("chat", events)) if c["choices"]
     ]
     assert calls == [
+        None,
         [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "now", "arguments": ""}}],
         [{"index": 0, "function": {"arguments": "{}"}}],
         None,
@@ -225,7 +227,7 @@ def test_tool_call_with_empty_arguments():
 def test_reasoning_in_both_spellings():
     """Red if a client that knows only one of the two names for reasoning sees none."""
     events: list[Event] = [ReasoningDelta(0, "hm"), TextDelta(0, "yes"), Finish(0, "stop"), Done(Usage())]
-    delta = chunks(encode("chat", events))[0]["choices"][0]["delta"]
+    delta = chunks(encode("chat", events))[1]["choices"][0]["delta"]
     assert delta["reasoning"] == delta["reasoning_content"] == "hm"
     message = json.loads(openai_chat.Encoder(CHAT, "i", 1, "m").body(Fold(events)))["choices"][0]["message"]
     assert (message["reasoning"], message["reasoning_content"], message["content"]) == ("hm", "hm", "yes")
@@ -271,7 +273,7 @@ def test_logprobs_are_finite_json():
     """Red if -inf, which JSON can't say, becomes null: clients do arithmetic with it."""
     item = TokenLogprob("a", float("-inf"), b"a", 1, (TopLogprob("b", float("-inf"), b"b", 2),))
     for kind in CODECS:
-        logprobs = chunks(encode(kind, [TextDelta(0, "a", (), (item,))]))[0]["choices"][0]["logprobs"]
+        logprobs = chunks(encode(kind, [TextDelta(0, "a", (), (item,))]))[-1]["choices"][0]["logprobs"]
         assert "-9999.0" in json.dumps(logprobs)
         assert "null" not in json.dumps(logprobs).replace('"refusal": null', "")
 
@@ -343,7 +345,12 @@ def test_prompt_logprobs():
         },
     ]
     chat = Call(kind="chat", model="m", sampling=sampling)
-    assert [c.get("prompt_logprobs") for c in chunks(encode("chat", events, chat))] == [expected, None, None]
+    assert [c.get("prompt_logprobs") for c in chunks(encode("chat", events, chat))] == [
+        None,
+        expected,
+        None,
+        None,
+    ]
     assert (
         json.loads(openai_chat.Encoder(chat, "i", 1, "m").body(Fold(events)))["prompt_logprobs"] == expected
     )

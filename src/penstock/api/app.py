@@ -22,8 +22,9 @@ from penstock.observe.metrics import Metrics
 class App:
     """What `create_app` makes: an ASGI app that knows its service, for the server's start and end."""
 
-    def __init__(self, app: ASGIApp, service: ModelService, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: Routes, service: ModelService, metrics: Metrics) -> None:
         self._app = app
+        self.routes = routes
         self.service = service
         self.metrics = metrics
 
@@ -49,10 +50,11 @@ def create_app(service: ModelService, settings: ServerSettings, *, metrics: Metr
         partial(AuthLayer, settings=settings),
         partial(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
-    app: ASGIApp = Routes(service, settings, metrics)
+    routes = Routes(service, settings, metrics)
+    app: ASGIApp = routes
     for layer in reversed(layers):
         app = layer(app)
-    return App(app, service, metrics)
+    return App(app, routes, service, metrics)
 
 
 def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
@@ -54,7 +54,13 @@ class Routes:
         codecs = (openai_chat, openai_completions)
         hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
         self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
-        self._rest = Router(_rest(service, settings, metrics), redirect_slashes=False, default=_not_found)
+        rest = _rest(service, settings, metrics)
+        self._paths = [*self._hot, *(route.path for route in rest)]
+        self._rest = Router(rest, redirect_slashes=False, default=_not_found)
+
+    def paths(self) -> list[str]:
+        """The template of every route."""
+        return self._paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._hot.get(scope["path"])
@@ -65,7 +71,7 @@ class Routes:
         await self._rest(scope, receive, send)
 
 
-def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> list[BaseRoute]:
+def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> list[Route]:
     tokens = TokenRoutes(service)
 
     async def models(request: Request) -> Response:

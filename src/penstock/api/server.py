@@ -27,6 +27,7 @@ from penstock.wire.openai_common import error_bytes
 
 MAX_HEADER_BYTES = 64 * 1024
 HEADERS_S = 20.0  # from the first byte of a request, or the connection, to the end of its headers
+LINGER_S = 1.0  # for reading on after a refusal
 KEEP_ALIVE_S = 75  # idle connections; longer than the usual 60 s of clients' pools, so they close first
 
 log = logging.getLogger("penstock.server")
@@ -40,6 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _field_bytes = 0  # of URL and headers parsed so far
     _head_timer: asyncio.TimerHandle | None = None
     _too_large = False
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -50,6 +52,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         was_in_head = self._in_head
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
@@ -101,7 +105,16 @@ class LimitedProtocol(HttpToolsProtocol):
             + b"connection: close\r\n\r\n"
             + body
         )
-        self.transport.close()
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """End the connection, but read on for a moment: closing over unread bytes would reset it, and
+        a client that still sends would lose the answer."""
+        self._refused = True
+        self._stop_head_timer()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._head_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEADERS_S, self.transport.close)
@@ -142,7 +155,8 @@ async def serve_app(
     stop: asyncio.Event | None = None,
     sock: socket.socket | None = None,
 ) -> None:
-    """Start the service, listen, serve until a signal (or `stop`), drain, close the service.
+    """Start the service, listen, serve until a signal, drain, close the service. With `stop` given,
+    that event ends the serving and signals are left to the caller.
 
     `on_ready` gets the base URL once connections are accepted; the model may still be loading.
     Run it under `uvloop.run`. Raises ConfigError if the address is taken.
@@ -160,7 +174,7 @@ async def serve_app(
         server.should_exit = True
         drains.append(asyncio.ensure_future(app.service.drain(settings.drain_s)))
 
-    with _signals(end):
+    with _signals(end) if stop is None else contextlib.nullcontext():
         await app.service.start()
         serving = asyncio.create_task(_serve(server, sock))
         if stop is not None:

@@ -316,8 +316,7 @@ class Encoder:
         if isinstance(event, TextDelta):
             return self._text(event)
         if isinstance(event, Finish):
-            opening = b"" if event.index in self._started else self._chunk(event.index, DeltaBody(content=""))
-            return opening + self._chunk(event.index, DeltaBody(), finish=event)
+            return self._chunk(event.index, DeltaBody(), finish=event)
         if isinstance(event, ReasoningDelta):
             if not event.text and event.index in self._started and not self._wants_ids(event.token_ids):
                 return b""
@@ -351,8 +350,8 @@ class Encoder:
 
     def _text(self, event: TextDelta) -> bytes:
         silent = not event.text and not event.logprobs and not self._wants_ids(event.token_ids)
-        if silent and event.index in self._started:
-            return b""
+        if silent:
+            return b"" if event.index in self._started else self._opening(event.index, DeltaBody())
         delta = DeltaBody(content=event.text)
         return self._chunk(event.index, delta, _logprobs_body(event.logprobs), token_ids=event.token_ids)
 
@@ -367,16 +366,21 @@ class Encoder:
         token_ids: tuple[int, ...] = (),
         finish: Finish | None = None,
     ) -> bytes:
-        if index not in self._started:
-            self._started.add(index)
-            delta.role = "assistant"
+        opening = b"" if index in self._started else self._opening(index, delta)
         choice = ChunkChoice(index, delta, logprobs)
         if finish is not None:
             choice.finish_reason = finish.reason
             choice.stop_reason = UNSET if finish.stop is None else finish.stop
         if self._wants_ids(token_ids):
             choice.token_ids = list(token_ids)
-        return self._head + encode(choice) + self._take_prompt_logprobs() + self._tail
+        return opening + self._head + encode(choice) + self._take_prompt_logprobs() + self._tail
+
+    def _opening(self, index: int, first: DeltaBody) -> bytes:
+        """The role, in a chunk of its own as OpenAI sends it: the SDK's stream helper counts what else
+        stands in a choice's first chunk twice. Content is null where a tool call comes first."""
+        self._started.add(index)
+        delta = DeltaBody(role="assistant", content=None if first.tool_calls else "")
+        return self._head + encode(ChunkChoice(index, delta)) + b"]" + self._tail
 
     def _take_prompt_logprobs(self) -> bytes:
         """The list of choices ends here; the first chunk also carries the prompt's log-probabilities."""

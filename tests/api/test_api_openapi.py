@@ -1,0 +1,92 @@
+"""The published document: complete, and true under generated requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import jsonschema_rs
+import pytest
+
+from support.scripted_service import MODEL
+
+CHAT = "/v1/chat/completions"
+
+
+async def test_the_document_lists_every_route(serve):
+    """Red if a route is served but not documented, or documented but not served."""
+    server = await serve()
+    document = json.loads((await server.get("/openapi.json"))[2])
+    for path, operations in document["paths"].items():
+        for method in operations:
+            url = path.replace("{model}", MODEL)
+            ask = server.get(url) if method == "get" else server.post(url, b"{}")
+            assert (await ask)[0] in (200, 400), path
+    routes = server.app.routes.paths()
+    assert {path.replace("{model:path}", "{model}") for path in routes} == document["paths"].keys()
+
+
+async def test_a_key_is_documented_only_where_it_is_needed(serve):
+    """Red if the document asks for a key that is not needed, or hides one that is."""
+    server = await serve(api_key="k")
+    document = json.loads((await server.get("/openapi.json", "Authorization: Bearer k"))[2])
+    assert document["paths"][CHAT]["post"]["security"] == [{"key": []}]
+    assert document["paths"]["/health"]["get"]["security"] == []
+    open_server = await serve()
+    assert "securitySchemes" not in json.loads((await open_server.get("/openapi.json"))[2])["components"]
+
+
+async def test_limits_in_the_document_are_those_enforced(serve):
+    """Red if the schema of a request states another range than the reader enforces."""
+    server = await serve()
+    document = json.loads((await server.get("/openapi.json"))[2])
+    schema = {**document["components"]["schemas"]["ChatRequest"], "components": document["components"]}
+    validator = jsonschema_rs.validator_for(schema)
+    base = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    cases = [
+        *({"n": n} for n in (0, 1, 128, 129)),
+        *({"temperature": t} for t in (-0.1, 0, 2, 100, 100.5)),
+        *({"top_p": p} for p in (0, 0.1, 1, 1.1)),
+        *({"stop": s} for s in ("a", "", ["a"] * 64, ["a"] * 65, [""])),
+        *({"seed": s} for s in (2**64 - 1, 2**64, -(2**63), -(2**63) - 1)),
+        *({"logit_bias": b} for b in ({"1": 100}, {"1": 101}, {"x": 1})),
+        *(
+            {"messages": m}
+            for m in ([], [{"role": "x"}], [{"role": "user", "content": [{"type": "text", "text": "a"}]}])
+        ),
+        {"unknown": [1, {"a": None}]},
+    ]
+    for case in cases:
+        status, _, answer = await server.post(CHAT, json.dumps(base | case).encode())
+        assert (status == 200) == validator.is_valid(base | case), (case, answer)
+
+
+@pytest.mark.slow
+async def test_schemathesis_finds_nothing(serve):
+    """Red if generated requests find a 5xx, a hang, an undocumented status, or an answer off its schema.
+
+    Left out is the check that every request the schema allows is accepted: contexts end somewhere.
+    """
+    server = await serve(drain_s=0)
+    arguments = ["run", server.url + "/openapi.json", "--max-examples", "40", "--request-timeout", "20"]
+    arguments += [
+        "--exclude-checks",
+        "positive_data_acceptance",
+        "--no-color",
+        "--generation-database",
+        "none",
+    ]
+    code = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.argv[1:])"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    output = (await process.stdout.read()).decode(errors="replace")
+    report = "\n".join(line[:400] for line in output.splitlines())
+    assert await process.wait() == 0, report[-8000:]
