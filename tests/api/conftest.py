@@ -97,7 +97,7 @@ async def serve() -> AsyncIterator[Serve]:
         app = create_app(service, config)
         stop = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(serve_app(app, config, ready.set_result, stop=stop))
+        task = asyncio.create_task(serve_app(app, config, ready.set_result, stop=stop, signals=False))
         await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task

@@ -154,11 +154,12 @@ async def serve_app(
     *,
     stop: asyncio.Event | None = None,
     sock: socket.socket | None = None,
+    signals: bool = True,
 ) -> None:
-    """Start the service, listen, serve until a signal, drain, close the service. With `stop` given,
-    that event ends the serving and signals are left to the caller.
+    """Start the service, listen, serve until a signal (or `stop`), drain, close the service.
 
     `on_ready` gets the base URL once connections are accepted; the model may still be loading.
+    `signals=False` leaves SIGINT and SIGTERM to the caller.
     Run it under `uvloop.run`. Raises ConfigError if the address is taken.
     """
     sock = sock or bind(settings)
@@ -174,7 +175,7 @@ async def serve_app(
         server.should_exit = True
         drains.append(asyncio.ensure_future(app.service.drain(settings.drain_s)))
 
-    with _signals(end) if stop is None else contextlib.nullcontext():
+    with _signals(end) if signals else contextlib.nullcontext():
         await app.service.start()
         serving = asyncio.create_task(_serve(server, sock))
         if stop is not None:
