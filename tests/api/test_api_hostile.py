@@ -262,3 +262,25 @@ async def test_health_and_ready_follow_the_service(serve):
     assert (status, headers["retry-after"], json.loads(body)["ready"]) == (503, "1", False)
     server.service.alive = False
     assert (await server.get("/health"))[0] == 503
+
+
+async def test_a_body_that_stops_coming_is_408(serve, monkeypatch):
+    """Red if a client that sends half a body holds its connection for ever."""
+    from penstock.api import body
+
+    monkeypatch.setattr(body, "IDLE_S", 0.01)
+    monkeypatch.setattr(body, "DRAIN_S", 0.01)
+    server = await serve()
+    status, headers, answer = parse(await server.send(request("POST", CHAT, chat())[:-3]))
+    assert (status, headers["connection"]) == (408, "close")
+    error_of(answer)
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nX: "])
+async def test_headers_that_stop_coming_end_the_connection(serve, monkeypatch, data):
+    """Red if connections that never finish a request's headers are held for ever."""
+    from penstock.api import server as module
+
+    monkeypatch.setattr(module, "HEADERS_S", 0.01)
+    server = await serve()
+    assert await server.send(data) == b""

@@ -171,6 +171,7 @@ class Metrics:
 
         from penstock import __version__
 
+        prometheus_client.disable_created_metrics()  # a second series per counter that nobody reads
         makers = {
             "counter": prometheus_client.Counter,
             "gauge": prometheus_client.Gauge,
