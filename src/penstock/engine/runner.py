@@ -11,12 +11,12 @@ that what needs the host between them (grammar masks) has a place to bind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
 from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
 from penstock.kernels.batch import Batch, LayerKV
 
@@ -48,14 +48,6 @@ class TokenSampler(Protocol):
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs: ...
 
 
-class LaunchedStep:
-    def __init__(self, future: Future[StepResult]) -> None:
-        self._future = future
-
-    def wait(self) -> StepResult:
-        return self._future.result()
-
-
 class ModelRunner:
     """A `penstock.engine.plan.Device` over a model on this machine's CPU."""
 
@@ -80,13 +72,13 @@ class ModelRunner:
         max_blocks = -(-max_context // block_size)
         # Zeroed, not empty: entries that a window has left behind must stay valid block ids.
         self._tables = tuple(np.zeros((num_slots, max_blocks), np.int32) for _ in range(num_groups))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="penstock-device")
+        self._thread = DeviceThread(self.execute)
 
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        return LaunchedStep(self._thread.submit(self.execute, plan))
+    def launch(self, plan: StepPlan) -> QueuedStep:
+        return self._thread.launch(plan)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.close()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread."""
