@@ -10,7 +10,15 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from bench_core import CoreBench, expected_tokens
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from penstock.kv.groups import LayerKV, plan_layout
 
 _PROMPT = st.builds(
     # A few fixed beginnings make shared prefixes likely.
@@ -21,15 +29,19 @@ _PROMPT = st.builds(
 
 
 class CoreMachine(RuleBasedStateMachine):
+    rules = plans = preemptions = hits = 0  # over all examples: what was exercised
+
     @initialize(
         depth=st.integers(0, 1),
         windows=st.sampled_from([(None,), (6,), (None, 6), (9, None, 5), (3, None, None)]),
-        blocks=st.integers(30, 90),
-        slots=st.integers(1, 5),
+        spare_blocks=st.integers(0, 14),
+        slots=st.integers(1, 6),
         budget=st.integers(3, 24),
         prefix_cache=st.booleans(),
     )
-    def build(self, depth, windows, blocks, slots, budget, prefix_cache):
+    def build(self, depth, windows, spare_blocks, slots, budget, prefix_cache):
+        layout = plan_layout([LayerKV(1, 1, window) for window in windows], block_size=4, itemsize=1)
+        blocks = layout.blocks_for(36, (1 + depth) * budget) + spare_blocks  # one request always fits
         self.bench = CoreBench(
             depth=depth,
             windows=windows,
@@ -46,7 +58,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(
         prompt=_PROMPT,
-        max_tokens=st.integers(1, 10),
+        max_tokens=st.integers(1, 16),
         tenant=st.sampled_from(["", "a", "b"]),
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "s"]),
@@ -109,6 +121,7 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def outputs_are_prefixes_of_the_oracle(self):
         if hasattr(self, "bench"):
+            CoreMachine.rules += 1
             self._collect()
 
     def teardown(self):
@@ -116,6 +129,9 @@ class CoreMachine(RuleBasedStateMachine):
             self.bench.run()
             self._collect()
             assert self.ended == set(self.wanted), "a request never ended"
+            CoreMachine.plans += len(self.bench.device.plans)
+            CoreMachine.preemptions += self.bench.core.scheduler.preemptions
+            CoreMachine.hits += self.bench.core.progress().cached_tokens
 
     def _forget(self, request_id):
         self._check(request_id)
@@ -138,5 +154,10 @@ class CoreMachine(RuleBasedStateMachine):
             assert got == want[: len(got)]
 
 
-CoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
-TestCoreMachine = CoreMachine.TestCase
+def test_any_life_of_requests_gives_the_oracles_tokens_for_2000_steps():
+    """Red if scheduling, sharing, preemption, aborts or fairness change a token, lose one or leak a block."""
+    CoreMachine.rules = CoreMachine.preemptions = CoreMachine.hits = CoreMachine.plans = 0
+    run_state_machine_as_test(CoreMachine, settings=settings(max_examples=110, stateful_step_count=60))
+    assert CoreMachine.rules >= 2000
+    assert CoreMachine.plans >= 2000
+    assert min(CoreMachine.preemptions, CoreMachine.hits) >= 50
