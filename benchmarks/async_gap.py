@@ -81,7 +81,8 @@ def measure(depth: int, step_s: float, running: int, steps: int) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--step-ms", type=float, default=5.0)
     parser.add_argument("--running", type=int, default=64)
     parser.add_argument("--steps", type=int, default=400)
