@@ -279,13 +279,23 @@ def machine() -> dict:
     return describe_machine()
 
 
+def _described(peer: Running, peers: list[Running]) -> str:
+    """Versions, precision, and whether its first greedy tokens are Penstock's: equal work is not assumed."""
+    versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
+    ours = next((p.first for p in peers if p.spec.name == "penstock"), {})
+    common = [name for name in peer.first if name in ours]
+    equal = sum(peer.first[name] == ours[name] for name in common)
+    agreement = f"; first 16 tokens equal Penstock's in {equal} of {len(common)} shapes" if common else ""
+    return f"- {peer.spec.name}: {versions}; {peer.note}{agreement if peer.first is not ours else ''}"
+
+
 def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape, ...], load: list) -> Path:
     described = machine()
     text = [
         f"# Penstock and its peers, {options.date}",
         "",
         f"{described['cpu']}, {described['cpus']} cores, {described['total_memory_bytes'] / 2**30:.0f} GiB; "
-        f"{options.threads} threads; model {options.model.name}; greedy, exactly as many tokens as asked; "
+        f"{options.threads} thread(s); model {options.model.name}; greedy, exactly as many tokens as asked; "
         f"median of {options.repeats} alternating repeats; "
         f"load average {load[0]:.1f} before and {load[1]:.1f} after the run.",
         "",
@@ -295,11 +305,7 @@ def write(peers: list[Running], options: argparse.Namespace, shapes: tuple[Shape
         "included. Prefill column: prompt tokens over the time to one token. `(Penstock 0.50×)` beside a "
         "peer's number: Penstock reached half of it.",
         "",
-        *(
-            f"- {p.spec.name}: {', '.join(f'{k} {v}' for k, v in p.versions.items())}; {p.note}"
-            for p in peers
-            if p.note
-        ),
+        *(_described(peer, peers) for peer in peers if peer.note),
         "",
         "Made by `python benchmarks/peers/compare.py "
         f"--threads {options.threads} --repeats {options.repeats}`.",
