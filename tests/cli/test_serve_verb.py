@@ -82,6 +82,11 @@ def post(url: str, body: dict, key: str | None = None) -> dict:
         return json.load(answer)
 
 
+def get(url: str) -> dict:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return json.load(answer)
+
+
 CHAT = {"model": "tiny-llama", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 
 
@@ -143,7 +148,8 @@ def test_a_model_that_does_not_fit_ends_the_server(start: Callable[..., Server],
 def test_serve_uses_an_engine_that_runs_alone(
     start: Callable[..., Server], tiny: Path, tmp_path: Path
 ) -> None:
-    """Red if `serve --engine` can't reach a `penstock engine`, or its end takes the engine with it."""
+    """Red if `serve --engine` can't reach a `penstock engine`, takes it along when it ends, or names
+    another model than that engine's."""
     folder = tmp_path / "e"
     folder.mkdir(mode=0o700)
     socket = f"ipc://{folder}/s"
@@ -155,6 +161,10 @@ def test_serve_uses_an_engine_that_runs_alone(
         assert post(f"{address}/v1/chat/completions", CHAT)["object"] == "chat.completion"
         assert server.stop() == 0
         assert engine.process.poll() is None
+    nameless = start("serve", "--engine", socket, "--port", "0")
+    _, address = nameless.ready()
+    assert get(f"{address}/v1/models")["data"][0]["id"] == tiny.name
+    assert nameless.stop() == 0
     assert engine.stop() == 0
     assert not (folder / "s").exists()
 

@@ -74,9 +74,10 @@ async def _answer_all(
     """Returns how many lines were refused."""
     from penstock.cli import console
     from penstock.cli.batch_file import run_batch
-    from penstock.cli.start import ensure_model, public_name
+    from penstock.cli.start import ensure_model
     from penstock.engine.inprocess import InProcessTransport
     from penstock.engine.service import EngineService
+    from penstock.models.sources import public_name
 
     ensure_model(settings.model)
     name = public_name(settings.model)

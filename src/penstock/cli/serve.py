@@ -65,20 +65,23 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     """Until a signal. Raises the error that keeps the model from being served."""
     from penstock.api.app import create_app
     from penstock.api.server import serve_app
-    from penstock.cli.start import public_name
     from penstock.engine.service import EngineService
+    from penstock.models.sources import public_name
     from penstock.observe.metrics import Metrics
 
     metrics = Metrics()
     name = server.served_model_name or public_name(settings.model)
-    service = EngineService(settings, _transport_to(server.engine), name, metrics)
+    # An engine that was started elsewhere knows best what it serves.
+    asked = server.served_model_name is not None or settings.model != EngineSettings().model
+    adopt = server.engine is not None and not asked
+    service = EngineService(settings, _transport_to(server.engine), name, metrics, adopt_name=adopt)
     app = create_app(service, server, metrics=metrics)
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
     def listening(url: str) -> None:
         clock.lap("server")
-        tasks.append(asyncio.create_task(_announce(service, name, url, clock, stop)))
+        tasks.append(asyncio.create_task(_announce(service, url, clock, stop)))
 
     try:
         await serve_app(app, server, listening, stop=stop)
@@ -104,7 +107,7 @@ def _transport_to(address: str | None) -> Any:
     return connect
 
 
-async def _announce(service: EngineService, name: str, url: str, clock: Clock, stop: asyncio.Event) -> None:
+async def _announce(service: EngineService, url: str, clock: Clock, stop: asyncio.Event) -> None:
     """Show phases until ready, then the one line. A model that can't be served stops the server."""
     from penstock.cli import console
     from penstock.cli.start import Phases, memory_plan
@@ -125,7 +128,7 @@ async def _announce(service: EngineService, name: str, url: str, clock: Clock, s
         phases.close()
     clock.lap("engine")
     console.note(
-        f"{name} on {ready.backend} · {memory_plan(ready.plan)} · {url} · ready in {clock.total_s:.1f} s"
+        f"{service.name} on {ready.backend} · {memory_plan(ready.plan)} · {url} · ready in {clock.total_s:.1f} s"
     )
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 

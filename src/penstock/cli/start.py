@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,16 +117,6 @@ class Phases:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-def public_name(model: str) -> str:
-    """The model's id for clients: a catalogue or hub name as it is, a path by its last part."""
-    if model.startswith("hf:"):
-        return model.removeprefix("hf:")
-    if "/" in model or model.endswith(".gguf"):
-        path = Path(model).expanduser().resolve()
-        return path.stem if path.suffix == ".gguf" else path.name
-    return model
 
 
 def memory_plan(plan: dict[str, int]) -> str:

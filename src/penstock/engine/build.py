@@ -179,7 +179,7 @@ def build_engine(
     from penstock.engine.runner import ModelRunner
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
-    from penstock.models.sources import resolve
+    from penstock.models.sources import public_name, resolve
 
     timer = _Timer()
     path = Path(resolve(settings.model))
@@ -222,7 +222,7 @@ def build_engine(
     core = assemble_core(shape, runner, sink, time.monotonic)
     timer.lap("engine_s")
     ready = Ready(
-        model_id=info.id,
+        model_id=public_name(settings.model),
         model_path=str(path),
         max_context=max_context,
         vocab_size=spec.vocab_size,

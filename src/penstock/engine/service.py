@@ -71,11 +71,14 @@ class EngineService:
         metrics: EngineMetrics | None = None,
         *,
         stall_s: float = STALL_S,
+        adopt_name: bool = False,
     ) -> None:
+        """`adopt_name`: once ready, serve under the engine's own name for its model."""
         self.settings = settings
         self.ready: Ready | None = None
         self._transport = transport_factory(settings)
-        self._name = served_model_name or settings.model
+        self.name = served_model_name or settings.model
+        self._adopt_name = adopt_name
         self._metrics = metrics
         self._stall_s = stall_s
         self._created = int(time.time())
@@ -145,7 +148,7 @@ class EngineService:
 
     def models(self) -> list[ModelCard]:
         max_context = self.ready.max_context if self.ready else self.settings.max_context or 0
-        return [ModelCard(id=self._name, created=self._created, max_context=max_context)]
+        return [ModelCard(id=self.name, created=self._created, max_context=max_context)]
 
     async def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]:
         """See ModelService. The generator must be closed (or run to its end) for the call to be over."""
@@ -176,8 +179,8 @@ class EngineService:
                     self._open.pop(name, None)
 
     def _check_model(self, model: str) -> None:
-        if model != self._name:
-            raise NotFound(f"model: {model!r} is not served here; {self._name!r} is", param="model")
+        if model != self.name:
+            raise NotFound(f"model: {model!r} is not served here; {self.name!r} is", param="model")
 
     def _admit(self) -> Preparer:
         if not self._accepting:
@@ -283,12 +286,14 @@ class EngineService:
     def _report_state(self) -> None:
         if self._metrics is not None:
             health = self.health()
-            self._metrics.engine_state(self._name, health.ready, health.restarts)
+            self._metrics.engine_state(self.name, health.ready, health.restarts)
 
     # ------------------------------------------------------------------ Listener of the transport
 
     def on_ready(self, ready: Ready) -> None:
         self.ready = ready
+        if self._adopt_name:
+            self.name = ready.model_id
         self._error = None
         self._progress = Progress()
         self._moved_at = time.monotonic()
@@ -327,7 +332,7 @@ class EngineService:
     def _make_preparer(self, ready: Ready, tokenizer: Tokenizer) -> Preparer:
         return Preparer(
             tokenizer,
-            model=self._name,
+            model=self.name,
             max_context=ready.max_context,
             vocab_size=ready.vocab_size,
             prefix_cache=self.settings.prefix_cache,
@@ -349,7 +354,7 @@ class EngineService:
             self._moved_at = time.monotonic()
         self._progress = progress
         if self._metrics is not None:
-            self._metrics.engine(self._name, progress)
+            self._metrics.engine(self.name, progress)
             self._report_state()
 
     def on_lost(self, error: PenstockError) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "StoredModel",
     "is_present",
     "list_models",
+    "public_name",
     "pull",
     "remove",
     "resolve",
@@ -52,6 +53,16 @@ def resolve(name: str | Path) -> Path:
     if path.exists():
         return path
     raise NotFound(_unknown(text))
+
+
+def public_name(model: str) -> str:
+    """The model's id for clients: a catalogue or hub name as it is, a path by its last part."""
+    if model.startswith(_HUB):
+        return model.removeprefix(_HUB)
+    if "/" in model or model.endswith(".gguf"):
+        path = Path(model).expanduser().resolve()
+        return path.stem if path.suffix == ".gguf" else path.name
+    return model
 
 
 def is_present(name: str | Path) -> bool:
