@@ -127,9 +127,8 @@ async def _announce(service: EngineService, url: str, clock: Clock, stop: asynci
     finally:
         phases.close()
     clock.lap("engine")
-    console.note(
-        f"{service.name} on {ready.backend} · {memory_plan(ready.plan)} · {url} · ready in {clock.total_s:.1f} s"
-    )
+    served = f"{service.name} on {ready.backend} · {memory_plan(ready.plan)}"
+    console.note(f"{served} · {url} · ready in {clock.total_s:.1f} s")
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 
 
