@@ -39,9 +39,10 @@ class SleepDevice:
 
     def _run(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
-        time.sleep(self._step_s)
+        result = StepResult(step=plan.step, tokens=sim_tokens(plan))
+        time.sleep(self._step_s - (time.perf_counter() - began))
         self.spans.append((began, time.perf_counter()))
-        return StepResult(step=plan.step, tokens=sim_tokens(plan))
+        return result
 
     def busy(self) -> float:
         spans = self.spans[1:]  # the first one prefills
