@@ -14,6 +14,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from penstock.sampling_params import SamplingParams
+
 # --------------------------------------------------------------------------- message parts
 
 
@@ -79,56 +81,6 @@ class ResponseFormat(Struct, frozen=True):
     schema: dict[str, Any] | None = None
     name: str | None = None
     strict: bool = False
-
-
-# --------------------------------------------------------------------------- sampling
-
-
-class SamplingParams(Struct, frozen=True, kw_only=True):
-    """How tokens are chosen and when generation ends. Public in the Python API.
-
-    Defaults are neutral: every field left alone means "the model's own distribution".
-    `validate()` raises InvalidRequest naming the field, the value and the range.
-    """
-
-    n: int = 1
-    max_tokens: int | None = None  # None: what is left of the context
-    min_tokens: int = 0
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0 (or -1): off
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0  # over prompt and output, as in CTRL (arXiv:1909.05858)
-    presence_penalty: float = 0.0  # over output only, as in the OpenAI API
-    frequency_penalty: float = 0.0  # over output only, as in the OpenAI API
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: tuple[int, ...] | None = None
-    bad_words: tuple[str, ...] = ()
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None  # top-N beside the chosen token; 0: the chosen one only
-    prompt_logprobs: int | None = None
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        # Lists are the natural thing to write in Python; tuples keep the struct hashable.
-        for field in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids"):
-            value = getattr(self, field)
-            if isinstance(value, str):
-                msgspec.structs.force_setattr(self, field, (value,))
-            elif isinstance(value, list):
-                msgspec.structs.force_setattr(self, field, tuple(value))
-
-    def validate(self) -> SamplingParams:
-        """Check every range; returns self. Limits are stated once, in `_RANGES` and below."""
-        from penstock._sampling_checks import check_sampling
-
-        check_sampling(self)
-        return self
 
 
 # --------------------------------------------------------------------------- the call

@@ -38,7 +38,7 @@ _REF = "#/components/schemas/{name}"
 
 def document(models: list[str], secured: bool) -> Json:
     """The document for a server of `models`; `secured`: an API key is needed."""
-    from penstock.api.routes import ModelBody, ModelList, VersionBody
+    from penstock.api.bodies import ModelBody, ModelList, VersionBody
 
     bodies = [
         openai_chat.ChatRequest,

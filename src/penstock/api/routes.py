@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
+from penstock.api.bodies import ModelBody, ModelList, VersionBody
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
 from penstock.api.tokens import TokenRoutes, find_model
@@ -26,25 +26,6 @@ from penstock.observe.metrics import Metrics
 from penstock.wire import openai_chat, openai_completions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class ModelBody(Struct):
-    """One model, as OpenAI lists it; `max_model_len` is the common extension for the context size."""
-
-    id: str
-    created: int
-    owned_by: str
-    max_model_len: int
-    object: str = "model"
-
-
-class ModelList(Struct):
-    data: list[ModelBody]
-    object: str = "list"
-
-
-class VersionBody(Struct):
-    version: str
 
 
 class Routes:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from penstock._sampling_checks import _RANGES, MAX_STOP_CHARS, MAX_STOP_STRINGS, MAX_TOKEN_SET
 from penstock.call import CachePolicy, Call, Failure, SamplingParams, TokenLogprob, Usage
 from penstock.errors import InvalidRequest
+from penstock.sampling_params import MAX_STOP_CHARS, MAX_STOP_STRINGS, MAX_TOKEN_SET, RANGES
 
 R = TypeVar("R", bound=Struct)
 
@@ -27,7 +27,7 @@ LOWEST_LOGPROB = -9999.0  # JSON has no -inf; OpenAI's API uses this number for 
 
 def _range(field: str) -> Meta:
     """The constraint of a sampling field, from the table that SamplingParams.validate uses."""
-    low, high, low_is_open = _RANGES[field]
+    low, high, low_is_open = RANGES[field]
     if field == "seed":  # its upper bound is beyond what Meta can say; validate() checks it
         return Meta(ge=int(low), extra_json_schema={"maximum": int(high)})
     high = MAX_INT if math.isinf(high) else high
@@ -35,7 +35,7 @@ def _range(field: str) -> Meta:
 
 
 def _int_range(field: str) -> Meta:
-    low, high, _ = _RANGES[field]
+    low, high, _ = RANGES[field]
     return Meta(ge=int(low), le=MAX_INT if math.isinf(high) else int(high))
 
 

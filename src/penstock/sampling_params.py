@@ -1,14 +1,13 @@
-"""Ranges of SamplingParams, stated once. Errors name the field, the value and the range."""
+"""SamplingParams: how tokens are chosen and when generation ends; and its ranges, stated once."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
 
 from penstock.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from penstock.call import SamplingParams
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -17,7 +16,7 @@ MAX_STOP_CHARS = 1024
 MAX_TOKEN_SET = 4096  # stop ids, bad words, logit_bias entries
 
 # field: (low, high, low is open)
-_RANGES: dict[str, tuple[float, float, bool]] = {
+RANGES: dict[str, tuple[float, float, bool]] = {
     "n": (1, MAX_N, False),
     "min_tokens": (0, math.inf, False),
     "temperature": (0.0, 100.0, False),
@@ -42,9 +41,54 @@ _SIZES = {
 }
 
 
+class SamplingParams(Struct, frozen=True, kw_only=True):
+    """How tokens are chosen and when generation ends. Public in the Python API.
+
+    Defaults are neutral: every field left alone means "the model's own distribution".
+    `validate()` raises InvalidRequest naming the field, the value and the range.
+    """
+
+    n: int = 1
+    max_tokens: int | None = None  # None: what is left of the context
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 (or -1): off
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0  # over prompt and output, as in CTRL (arXiv:1909.05858)
+    presence_penalty: float = 0.0  # over output only, as in the OpenAI API
+    frequency_penalty: float = 0.0  # over output only, as in the OpenAI API
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None  # top-N beside the chosen token; 0: the chosen one only
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        # Lists are the natural thing to write in Python; tuples keep the struct hashable.
+        for field in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                msgspec.structs.force_setattr(self, field, (value,))
+            elif isinstance(value, list):
+                msgspec.structs.force_setattr(self, field, tuple(value))
+
+    def validate(self) -> SamplingParams:
+        """Check every range; returns self."""
+        check_sampling(self)
+        return self
+
+
 def check_sampling(params: SamplingParams) -> None:
     """Raise InvalidRequest for the first field out of its range."""
-    for field, (low, high, low_open) in _RANGES.items():
+    for field, (low, high, low_open) in RANGES.items():
         value = getattr(params, field)
         if value is None:
             continue
