@@ -214,3 +214,19 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(depth):
         kind, message, _ = bench.error(victim)
         assert kind == "internal_error" and "NaN in the logits" in message
     assert bench.tokens(waiting) == expected_tokens([9, 9], 4)
+
+
+def test_weights_updated_under_a_warm_prefix_cache():
+    """Red if KV of the old weights is reused after a reset, even by a request that was running then."""
+    bench = CoreBench()
+    prompt = list(range(20))
+    bench.submit(prompt, 1)
+    bench.run()
+    running = bench.submit(prompt + [50], 12)
+    bench.core.step()
+    bench.core.kv.reset(b"new weights")
+    bench.run()
+    assert bench.tokens(running) == expected_tokens(prompt + [50], 12)
+    fresh = bench.submit(prompt, 1)
+    bench.run()
+    assert bench.deltas[fresh][0].cached_tokens == 0
