@@ -155,6 +155,7 @@ def test_echo_with_logprobs_reports_on_the_prompt(folder: Path) -> None:
         (completion(*["x"] * 1025), "1025"),
         (Call(kind="completion", model="tiny"), "prompt"),
         (Call(kind="chat", model="tiny"), "messages"),
+        (Call(kind="chat", model="tiny", messages=user("x"), template_args={"messages": 1}), "template_args"),
         (completion(response_format=ResponseFormat(kind="json_object")), "response_format"),
         (completion(tool_choice="required"), "tool_choice"),
     ],

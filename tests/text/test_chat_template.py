@@ -191,7 +191,7 @@ def test_conversations_as_transformers(
         pairs.insert(0, ("system", system))
     expected = reference(STYLES[style], [{"role": r, "content": c} for r, c in pairs], prompt=prompt)
     template = ChatTemplate(STYLES[style], **TOKENS)
-    assert template.render([text(r, c) for r, c in pairs], add_generation_prompt=prompt) == expected
+    assert template.render([text(r, c) for r, c in pairs], (), prompt) == expected
 
 
 @pytest.mark.parametrize("style", ["llama3", "qwen", "none"])
@@ -249,7 +249,15 @@ def test_results_beside_text_become_messages_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [("", "{}"), ("{}", "{}"), ('{"a": 1}', '{"a": 1}'), ("{bad", '"{bad"'), ("[1]", '"[1]"')],
+    [
+        ("", "{}"),
+        ("{}", "{}"),
+        ('{"a": 1}', '{"a": 1}'),
+        ("{bad", '"{bad"'),
+        ("[1]", '"[1]"'),
+        ("[" * 100_000, '"' + "[" * 100_000 + '"'),
+    ],
+    ids=["empty", "no fields", "object", "malformed", "array", "nested beyond the parser"],
 )
 def test_arguments_that_are_no_object_stay_text(arguments: str, shown: str) -> None:
     """Red if one malformed call in the history, or empty arguments, end the conversation (trap)."""
@@ -284,6 +292,9 @@ def test_templates_own_errors_and_others_are_the_requests_fault() -> None:
         ChatTemplate(CHATML).render([])
     with pytest.raises(InvalidRequest, match=r"template_args\._x"):
         ChatTemplate(CHATML).render([text("user", "x")], _x=1)
+    for name in ("messages", "tools", "add_generation_prompt"):
+        with pytest.raises(InvalidRequest, match=rf"template_args\.{name}"):
+            ChatTemplate(CHATML).render([text("user", "x")], **{name: 1})
 
 
 def test_models_without_template(llama_like: Tokenizer, byte_like: Tokenizer) -> None:

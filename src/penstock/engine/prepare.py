@@ -60,6 +60,7 @@ class Preparer:
         messages: Sequence[Message],
         tools: Sequence[ToolSpec] = (),
         add_generation_prompt: bool = True,
+        /,
         **template_args: object,
     ) -> str:
         """The rendered conversation. Raises InvalidRequest where the template can't."""

@@ -80,6 +80,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[ToolSpec] = (),
         add_generation_prompt: bool = True,
+        /,  # so that a template argument of the same name is seen and refused
         **template_args: Any,
     ) -> str:
         """The prompt text. A template writes its own BOS: encode the text without `add_special`."""

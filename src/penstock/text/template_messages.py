@@ -65,7 +65,7 @@ def _result(part: ToolResultPart, name: str | None) -> dict[str, Any]:
 def _call(part: ToolCallPart) -> dict[str, Any]:
     try:
         arguments = json.loads(part.arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = part.arguments
     if not isinstance(arguments, dict):
         arguments = part.arguments
