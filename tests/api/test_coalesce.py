@@ -86,6 +86,17 @@ async def test_leaving_closes_the_source_at_once():
     assert source.closed
 
 
+async def test_fail_after_the_services_end_is_no_whole_answer():
+    """Red if a client that leaves with the last events untaken looks like a service that broke."""
+    source = Source([TextDelta(0, "x", (1,)), Finish(0, "stop")])
+    async with Backlog(source(), nothing, nothing) as backlog:
+        while not source.closed:
+            await asyncio.sleep(0)
+        backlog.fail(ClientGone())
+        with pytest.raises(ClientGone):
+            await backlog.take()
+
+
 async def test_fail_wakes_the_consumer_and_closes_the_source():
     """Red if a consumer that waits does not learn that its client has gone."""
     source = Source([], hang=True)

@@ -105,9 +105,12 @@ class Backlog:
         await asyncio.wait((self._task,))
 
     def fail(self, error: Exception) -> None:
-        """End the call now: what is held is dropped, the service's iterator closed; `take` raises `error`."""
+        """End the call now: what is held is dropped, the service's iterator closed; `take` raises `error`,
+        also where the service has ended but its last events have not been taken."""
         self._items.clear()
-        self._end(error)
+        self._over = True
+        self._error = error
+        self._wake.set()
         if asyncio.current_task() is not self._task:
             self._task.cancel()
 
