@@ -102,6 +102,14 @@ def test_engine_counters_go_on_over_a_restart():
     assert seen["penstock_waiting", ("m",)] == seen["vllm:num_requests_waiting", ("m",)] == 2
 
 
+def test_tokens_taken_back_by_a_stop_string_are_no_restart():
+    """Red if a count that falls by two tokens is taken for a new engine's and added once more."""
+    subject = Metrics()
+    for steps, tokens in ((10, 100), (10, 98), (11, 99), (12, 103)):
+        subject.engine("m", Progress(steps=steps, generated_tokens=tokens))
+    assert samples(subject.expose())["penstock_sampled_tokens_total", ("m",)] == 103
+
+
 def test_every_declared_series_is_fed_and_no_other():
     """Red if the table declares a series that nothing feeds, or a method feeds an undeclared one."""
     subject = Metrics()

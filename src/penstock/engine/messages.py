@@ -102,7 +102,8 @@ class Outputs(Struct, frozen=True, tag="outputs"):
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
-    """State after a completed step, or in answer to a Ping. Counters only grow."""
+    """State after a completed step, or in answer to a Ping. Counters only grow, but `generated_tokens`
+    falls by the tokens that an Abort's `keep` takes back."""
 
     steps: int = 0
     last_step_s: float = 0.0  # seconds since the last completed step, as of sending

@@ -247,11 +247,13 @@ class Metrics:
         self._child("vllm:kv_cache_usage_perc", model).set(ratio)
         self.queue(model, progress.running, progress.waiting)
         seen = self._seen.setdefault(model, {})
+        if progress.steps < seen.get("steps", 0.0):
+            seen.clear()
         for field, name in _ENGINE_COUNTERS.items():
-            value = float(getattr(progress, field))
             before = seen.get(field, 0.0)
-            self._child(name, model).inc(value - before if value >= before else value)
-            seen[field] = value
+            # Less than before: a stop string took tokens back, and the series waits until they are made up.
+            seen[field] = max(before, float(getattr(progress, field)))
+            self._child(name, model).inc(seen[field] - before)
 
     def queue(self, model: str, running: int, waiting: int) -> None:
         self._child("penstock_running", model).set(running)
