@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from bench_core import CoreBench, expected_tokens
 
 from penstock.engine.plan import decode_plan, encode_plan
+from penstock.engine.requests import Request
 from penstock.engine.scheduler import _fit
 
 
@@ -70,6 +73,31 @@ def test_a_tenant_that_was_away_has_no_credit():
     assert not all(finished_late_before_last_busy)
 
 
+def test_waiting_work_of_a_lower_class_gives_newcomers_no_credit():
+    """Red if one batch request that waits lets every new tenant overtake those who are served."""
+    bench = CoreBench(num_slots=1, depth=0, num_blocks=200, aging_s=1e9)
+    bench.submit([5, 5], 4, tenant="batch", priority=2)
+    served = [bench.submit([1, 2], 4, tenant="served") for _ in range(30)]
+    for _ in range(40):
+        bench.core.step()
+    before = set(bench.deltas)
+    late = [bench.submit([3, 4], 4, tenant="late") for _ in range(10)]
+    for _ in range(40):
+        bench.core.step()
+    begun = set(bench.deltas) - before
+    assert abs(len(begun & set(late)) - len(begun & set(served))) <= 1
+
+
+def test_siblings_queue_where_their_call_arrived():
+    """Red if the choices of one call wait behind everybody who came during its prefill."""
+    bench = CoreBench(num_slots=1, depth=0)
+    leader = bench.submit(list(range(20)), 2)
+    sibling = bench.submit(list(range(20)), 2, leader=leader)
+    later = [bench.submit([7], 2) for _ in range(3)]
+    bench.run()
+    assert list(bench.deltas) == [leader, sibling, *later]
+
+
 def test_classes_come_first_and_aging_lifts_the_waiting():
     """Red if low priority starves, or does not yield."""
     bench = CoreBench(num_slots=1, depth=0, aging_s=10.0, num_blocks=200)
@@ -110,6 +138,43 @@ def test_a_full_queue_answers_overloaded_with_a_time():
     kind, message, retry_after = bench.error(refused[0])
     assert kind == "rate_limit_error" and "3" in message and retry_after >= 1
     bench.run()
+
+
+def test_siblings_count_in_the_queue_and_are_let_in_with_their_leader():
+    """Red if n choices pass the bound of the queue as one, or a call is refused in parts."""
+    bench = CoreBench(num_slots=1, max_queue=3)
+    leader = bench.submit([1], 2)
+    siblings = [bench.submit([1], 2, leader=leader) for _ in range(5)]
+    assert not any(bench.finish(i) for i in siblings)
+    other = bench.submit([2], 2)
+    assert bench.error(other)[0] == "rate_limit_error"
+    bench.run()
+    assert all(bench.finish(i) == "length" for i in (leader, *siblings))
+
+
+def test_ended_requests_leave_nothing_behind_until_their_deadline():
+    """Red if the prompts of requests that ended stay in memory for as long as they were allowed to run."""
+    bench = CoreBench()
+    for _ in range(300):
+        bench.submit([1, 2, 3], 1, deadline_s=3600.0)
+        bench.run()
+    gc.collect()
+    assert sum(isinstance(thing, Request) for thing in gc.get_objects()) < 100
+
+
+def test_a_deadline_holds_after_ended_ones_were_dropped():
+    """Red if clearing the deadlines of ended requests loses or disorders those of the others."""
+    bench = CoreBench(num_slots=2)
+    late, soon = (bench.submit([i], 40, deadline_s=deadline) for i, deadline in ((1, 90.0), (2, 50.0)))
+    for _ in range(200):
+        aborted = bench.submit([3], 40, deadline_s=3600.0)
+        bench.core.abort("c", aborted)
+    bench.clock.advance_to(60.0)
+    bench.core.step()
+    assert bench.error(soon)[0] == "timeout_error" and bench.finish(late) is None
+    bench.clock.advance_to(100.0)
+    bench.core.step()
+    assert bench.error(late)[0] == "timeout_error"
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -90,9 +90,10 @@ def test_prompt_longer_than_the_context_is_refused_not_hung():
     assert not bench.core.has_work
 
 
-def test_request_bigger_than_the_whole_pool_ends_with_an_error():
-    """Red if a request that can never fit preempts itself for ever."""
-    bench = CoreBench(num_blocks=4, block_size=4, max_context=64)
+@pytest.mark.parametrize("token_budget", [8, 64])
+def test_request_bigger_than_the_whole_pool_ends_with_an_error(token_budget):
+    """Red if a request that can never fit preempts itself, or waits for a first chunk, for ever."""
+    bench = CoreBench(num_blocks=4, block_size=4, max_context=64, token_budget=token_budget)
     request_id = bench.submit(list(range(30)), 4)
     bench.run(most_steps=100)
     assert bench.error(request_id)[0] == "service_unavailable_error"
@@ -222,11 +223,11 @@ def test_weights_updated_under_a_warm_prefix_cache():
     prompt = list(range(20))
     bench.submit(prompt, 1)
     bench.run()
-    running = bench.submit(prompt + [50], 12)
+    running = bench.submit([*prompt, 50], 12)
     bench.core.step()
     bench.core.kv.reset(b"new weights")
     bench.run()
-    assert bench.tokens(running) == expected_tokens(prompt + [50], 12)
+    assert bench.tokens(running) == expected_tokens([*prompt, 50], 12)
     fresh = bench.submit(prompt, 1)
     bench.run()
     assert bench.deltas[fresh][0].cached_tokens == 0

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("penstock.engine")
 
+MAX_ENDED_DEADLINES = 64  # entries of ended requests that may stand in the heap beside the open ones
+
 Sink = Callable[[str, list[Delta]], None]
 Clock = Callable[[], float]
 
@@ -238,13 +240,18 @@ class EngineCore:
         if self._requests.pop(key, None) is None:
             return
         self._finished += 1
-        if request.slot >= 0:
+        if not self._leave_siblings(request):
             self.scheduler.release(request)
-        elif not self._leave_siblings(request):
-            self.scheduler.policy.remove(request)
         for sibling in self._siblings.pop(key, ()):
             self.scheduler.policy.push(sibling)
         self.scheduler.policy.tenants.depart(request.tenant)
+        # An hour's deadline must not keep the tokens of what ended in a second.
+        if len(self._deadlines) > 2 * len(self._requests) + MAX_ENDED_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry[2])]
+            heapq.heapify(self._deadlines)
+
+    def _is_open(self, request: Request) -> bool:
+        return self._requests.get((request.client, request.id)) is request
 
     def _leave_siblings(self, request: Request) -> bool:
         leader = request.submit.leader
@@ -286,7 +293,7 @@ class EngineCore:
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, request = heapq.heappop(self._deadlines)
-            if (request.client, request.id) in self._requests:
+            if self._is_open(request):
                 waited = now - request.arrival_s
                 self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
 
@@ -302,8 +309,9 @@ class EngineCore:
                 f"prompt of {num_tokens} tokens and max_tokens {request.sampling.max_tokens} exceed "
                 f"the context of {room}"
             )
-        waiting = self.scheduler.policy.num_waiting
-        if waiting >= self._max_queue:
+        # All without a slot, siblings included; a leader was let in together with its siblings.
+        waiting = len(self._requests) - (len(self.table.occupant) - self.table.num_free)
+        if waiting >= self._max_queue and (client, request.leader) not in self._requests:
             raise Overloaded(
                 f"max_queue: {waiting} requests are waiting already; retry later",
                 retry_after_s=self._retry_after(),

@@ -1,9 +1,10 @@
 """Order policy: who is served first, who waits, who is preempted.
 
 Virtual-time fair queueing over tenants inside priority classes: a tenant's virtual time is the
-tokens it was served divided by its weight; the lowest goes first (start-time fair queueing, Goyal
-et al. 1996). A class is a small integer, lower first; waiting lifts a request by one class every
-`aging_s`, so nothing starves. With one tenant and one class this is first come, first served.
+tokens it was served divided by its weight; the lowest goes first, and who arrives starts at the
+time of those in service (start-time fair queueing, Goyal et al. 1996). A class is a small integer,
+lower first; waiting lifts a request by one class every `aging_s`, so nothing starves. With one
+tenant and one class this is first come, first served.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Tenants:
         self._index: dict[str, int] = {}
         self._live: dict[str, int] = {}  # tenant -> unfinished requests
         self._free: list[int] = []
+        self._now = 0.0  # virtual time of those in service, at their latest step
         self.virtual = np.zeros(16)
         self._per_token = np.ones(16)
 
@@ -37,7 +39,7 @@ class Tenants:
             self._per_token[index] = 1.0 / self._weights.get(tenant, 1.0)
             self.virtual[index] = 0.0
         if not self._live.get(tenant):
-            self.virtual[index] = max(self.virtual[index], self._floor())
+            self.virtual[index] = max(self.virtual[index], self._now)
         self._live[tenant] = self._live.get(tenant, 0) + 1
         return index
 
@@ -46,20 +48,19 @@ class Tenants:
         self._live[tenant] -= 1
         if self._live[tenant] == 0:
             del self._live[tenant]
-            floor = self._floor()
             for name in [t for t in self._index if t not in self._live]:
-                if self.virtual[self._index[name]] <= floor or not self._live:
+                if self.virtual[self._index[name]] <= self._now or not self._live:
                     self._free.append(self._index.pop(name))
 
     def index(self, tenant: str) -> int:
         return self._index[tenant]
 
     def charge(self, tenants: np.ndarray, tokens: np.ndarray) -> None:
-        """tenants: int[R] indices, tokens: int[R]."""
+        """tenants: int[R] indices, tokens: int[R], R >= 1."""
+        # Not the lowest of all: one that waits in a lower class would hold the time still, and every
+        # newcomer of a better class would start with the credit of its whole wait.
+        self._now = max(self._now, float(self.virtual[tenants].min()))
         np.add.at(self.virtual, tenants, tokens * self._per_token[tenants])
-
-    def _floor(self) -> float:
-        return min((self.virtual[self._index[t]] for t in self._live), default=0.0)
 
     def _new_index(self) -> int:
         if self._free:
@@ -77,23 +78,22 @@ class OrderPolicy:
     def __init__(self, weights: dict[str, float], aging_s: float) -> None:
         self.tenants = Tenants(weights)
         self._aging_s = aging_s
-        # First in, first out per (class, tenant): only heads need comparing.
+        # By arrival per (class, tenant): only heads need comparing.
         self._queues: dict[tuple[int, str], deque[Request]] = {}
         self.num_waiting = 0
 
     def push(self, request: Request) -> None:
-        key = (request.klass, request.tenant)
-        self._queues.setdefault(key, deque()).append(request)
-        self.num_waiting += 1
-
-    def push_front(self, request: Request) -> None:
-        """A preempted request goes back before those that never ran, in order of arrival."""
+        """Into its queue, in order of arrival: one that was preempted, or waited for its leader, goes
+        before those that came after it."""
         queue = self._queues.setdefault((request.klass, request.tenant), deque())
+        self.num_waiting += 1
+        if not queue or queue[-1].arrival < request.arrival:
+            queue.append(request)
+            return
         place = 0
         while place < len(queue) and queue[place].arrival < request.arrival:
             place += 1
         queue.insert(place, request)
-        self.num_waiting += 1
 
     def remove(self, request: Request) -> None:
         key = (request.klass, request.tenant)

@@ -131,6 +131,8 @@ class Scheduler:
             if grant is Grant.WAIT:
                 continue
             if grant is Grant.FULL:
+                if not len(self.running):
+                    self.on_impossible(request)
                 break
             if request.queue_s is None:
                 request.queue_s = now - request.arrival_s
@@ -220,17 +222,20 @@ class Scheduler:
         return self._running
 
     def release(self, request: Request) -> None:
-        """The request ended: its slot and resources are free for the next plan.
+        """The request ended: it leaves the queue, or its slot and resources are free for the next plan.
 
         Steps run in order on the device, so a block given back here may be written by the next
         plan even while an older step that reads it is in flight.
         """
-        self._vacate(request)
+        if request.slot < 0:
+            self.policy.remove(request)
+        else:
+            self._vacate(request)
 
     def requeue(self, request: Request) -> None:
         """A preempted request whose last step in flight was applied waits again."""
         self.table.leave(request)
-        self.policy.push_front(request)
+        self.policy.push(request)
 
     def _preempt(self, slot: int) -> None:
         """Take everything from a running request; its tokens in flight are kept when they come."""
