@@ -97,6 +97,16 @@ async def test_fail_after_the_services_end_is_no_whole_answer():
             await backlog.take()
 
 
+async def test_the_first_failure_stands():
+    """Red if the departure that follows an abort hides why the call was aborted."""
+    source = Source([], hang=True)
+    async with Backlog(source(), nothing, nothing) as backlog:
+        backlog.fail(SlowReader())
+        backlog.fail(ClientGone())
+        with pytest.raises(SlowReader):
+            await backlog.take()
+
+
 async def test_fail_wakes_the_consumer_and_closes_the_source():
     """Red if a consumer that waits does not learn that its client has gone."""
     source = Source([], hang=True)

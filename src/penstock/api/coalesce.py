@@ -106,10 +106,10 @@ class Backlog:
 
     def fail(self, error: Exception) -> None:
         """End the call now: what is held is dropped, the service's iterator closed; `take` raises `error`,
-        also where the service has ended but its last events have not been taken."""
+        also where the service has ended but its last events have not been taken. The first error stands."""
         self._items.clear()
         self._over = True
-        self._error = error
+        self._error = self._error or error
         self._wake.set()
         if asyncio.current_task() is not self._task:
             self._task.cancel()

@@ -13,6 +13,7 @@ import logging
 import math
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,7 +70,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._field_bytes = 0
-        self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope["penstock.abort"] = self._reset  # type: ignore[typeddict-unknown-key]
+
+    def _reset(self) -> None:
+        """End the connection so that the kernel too drops what was not sent: a client that keeps its
+        window shut could hold those megabytes for as long as it likes."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
