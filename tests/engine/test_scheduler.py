@@ -27,6 +27,48 @@ def test_a_long_prompt_does_not_stall_running_streams():
     assert bench.device.plans[-1].num_tokens == 8  # and the rest of the budget is not wasted
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_long_prompt_of_a_lower_class_does_not_keep_a_better_one_out(slots):
+    """Red if a prefill that fills the budget has to end before a better class gets a token."""
+    bench = CoreBench(token_budget=4, num_slots=slots, num_blocks=100, max_context=200)
+    long = bench.submit([*range(90), *range(90)], 2, priority=2)
+    for _ in range(3):
+        bench.core.step()
+    short = bench.submit([3, 4], 1)
+    for _ in range(5):
+        bench.core.step()
+    assert bench.finish(short) == "length"
+    bench.run()
+    assert bench.tokens(long) == expected_tokens([*range(90), *range(90)], 2)
+
+
+def test_a_long_prompt_of_one_tenant_does_not_keep_another_out():
+    """Red if tenants share the machine only between prompts, not within one."""
+    bench = CoreBench(token_budget=4, num_slots=2, num_blocks=100, max_context=200)
+    bench.submit([*range(90), *range(90)], 2, tenant="long")
+    for _ in range(3):
+        bench.core.step()
+    short = bench.submit([3, 4], 1, tenant="short")
+    for _ in range(5):
+        bench.core.step()
+    assert bench.finish(short) == "length"
+    bench.run()
+
+
+def test_no_budget_is_set_aside_for_a_request_that_found_no_blocks():
+    """Red if a prefill crawls, token by token, beside a request that the pool can't take yet."""
+    bench = CoreBench(token_budget=16, num_slots=3, num_blocks=17, depth=0, prefix_cache=False)
+    bench.submit(list(range(10)), 40, tenant="stream")
+    bench.submit(list(range(60)), 2, tenant="long")
+    for _ in range(3):
+        bench.core.step()
+    bench.submit(list(range(30)), 1, tenant="refused")
+    for _ in range(2):
+        bench.core.step()
+    assert [plan.num_tokens for plan in bench.device.plans] == [16, 16, 16, 2, 16]
+    bench.run()
+
+
 def test_prefill_and_decode_share_one_step():
     """Red if steps become phases."""
     bench = CoreBench(token_budget=16, depth=0)

@@ -131,6 +131,13 @@ class OrderPolicy:
         virtual = self.tenants.virtual[table.tenant[slots]]
         return slots[np.lexsort((table.arrival[slots], virtual, table.klass[slots]))]
 
+    def num_before(self, request: Request, table: RequestTable, ordered: np.ndarray, now: float) -> int:
+        """How many of the running slots, `ordered` by `order`, come before a waiting request."""
+        virtual = self.tenants.virtual[table.tenant[ordered]].tolist()
+        keys = zip(table.klass[ordered].tolist(), virtual, table.arrival[ordered].tolist(), strict=True)
+        own = self._key(request, now)
+        return sum(key < own for key in keys)
+
     def _key(self, request: Request, now: float) -> tuple[int, float, int]:
         virtual = float(self.tenants.virtual[self.tenants.index(request.tenant)])
         return self.effective_class(request, now), virtual, request.arrival

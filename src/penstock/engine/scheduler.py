@@ -3,7 +3,9 @@
 There are no phases. Every request wants its *demand*: the tokens that the host or the device knows
 and whose KV is not yet computed. Prefill, a prefill chunk, decode and recomputation after a
 preemption are the same case. One token budget is shared; each row that wants anything gets at least
-one token before any row gets more, so a long prompt never stalls the streams beside it.
+one token before any row gets more, so a long prompt never stalls the streams beside it. The rest is
+shared in the policy's order, in which the best waiting request has its place: the prompt of a lower
+class or of a better served tenant doesn't keep it out until it is computed.
 
 The scheduler reads no clock, imports no kernels and is deterministic. It edits only the host's
 request table; what the device must do is the immutable StepPlan.
@@ -40,6 +42,7 @@ class Scheduler:
         self.on_impossible: Callable[[Request], None] = self.release
         self._running = _NO_ROWS  # slots, active only
         self._stale = False  # _running must be rebuilt
+        self._refused: Request | None = None  # waits for resources; nothing was given back since
         self._step = 0
 
     # ------------------------------------------------------------------ the step
@@ -48,7 +51,7 @@ class Scheduler:
         """The next step, or None if nothing can be computed now."""
         preempted_before = self.preemptions
         rows = self.policy.order(self.table, self.running)
-        grants = self._share_budget(rows)
+        grants = self._share_budget(rows, now)
         rows, grants = self._reserve(rows, grants)
         kept = grants > 0
         rows, grants = rows[kept], grants[kept]
@@ -66,8 +69,9 @@ class Scheduler:
             return None
         return self._freeze(rows, grants, admissions)
 
-    def _share_budget(self, rows: np.ndarray) -> np.ndarray:
-        """int32[R] tokens granted to each row, in order: one for all who want, then the rest."""
+    def _share_budget(self, rows: np.ndarray, now: float) -> np.ndarray:
+        """int32[R] tokens granted to each row, in order: one for all who want, then the rest, less
+        what is set aside for the best waiting request."""
         table = self.table
         # The last token of a request needs no KV, hence limit - 1.
         upto = np.minimum(table.known[rows] + table.pending[rows], table.limit[rows] - 1)
@@ -75,7 +79,24 @@ class Scheduler:
         if int(demand.sum()) <= self.token_budget:
             return demand
         first = _fit(np.minimum(demand, 1), self.token_budget)
-        return first + _fit(np.where(first > 0, demand - first, 0), self.token_budget - int(first.sum()))
+        more = np.where(first > 0, demand - first, 0)
+        left = self.token_budget - int(first.sum())
+        best = self._best_to_enter(rows, now)
+        if best is None:
+            return first + _fit(more, left)
+        before = self.policy.num_before(best, table, rows, now)
+        better = _fit(more[:before], left)
+        left -= int(better.sum())
+        left -= min(left, len(best.held_tokens))
+        return first + np.concatenate([better, _fit(more[before:], left)])
+
+    def _best_to_enter(self, rows: np.ndarray, now: float) -> Request | None:
+        """The best waiting request, if this step may give it a slot."""
+        best = next(self.policy.waiting(now), None)
+        if best is None or best is self._refused:
+            return None
+        may_enter = self.table.num_free or int(self.table.klass[rows].max()) > best.klass
+        return best if may_enter else None
 
     def _reserve(self, rows: np.ndarray, grants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reserve every row's grant; when something is full, preempt from the tail of `rows`."""
@@ -131,6 +152,7 @@ class Scheduler:
             if grant is Grant.WAIT:
                 continue
             if grant is Grant.FULL:
+                self._refused = request
                 if not len(self.running):
                     self.on_impossible(request)
                 break
@@ -231,6 +253,7 @@ class Scheduler:
             self.policy.remove(request)
         else:
             self._vacate(request)
+        self._refused = None
 
     def requeue(self, request: Request) -> None:
         """A preempted request whose last step in flight was applied waits again."""
@@ -245,6 +268,7 @@ class Scheduler:
             resource.release(slot)
         self.table.active[slot] = False
         self._stale = True
+        self._refused = None
         if not self.table.in_flight[slot]:
             self.requeue(request)
 
