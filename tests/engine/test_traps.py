@@ -6,6 +6,9 @@ import pytest
 from bench_core import CoreBench, expected_tokens
 from hash_device import VOCAB
 
+from penstock.decoding.params import TokenSampling
+from penstock.engine.messages import Submit
+
 LONG = list(range(1, 31))
 
 
@@ -215,6 +218,28 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(depth):
         kind, message, _ = bench.error(victim)
         assert kind == "internal_error" and "NaN in the logits" in message
     assert bench.tokens(waiting) == expected_tokens([9, 9], 4)
+
+
+def test_closing_while_a_failing_step_is_in_flight_stops_the_device():
+    """Red if the error of a step that nobody waits for any more keeps the device's thread alive."""
+    bench = CoreBench(depth=1)
+    closed = []
+    bench.device.close = lambda: closed.append(True)
+    bench.device.execute = lambda plan: 1 / 0
+    bench.submit(LONG, 8)
+    bench.core.step()
+    bench.core.close()
+    assert closed and not bench.core.has_work
+
+
+@pytest.mark.parametrize(("tokens", "max_tokens"), [(b"", 4), (b"\x01\0\0\0\x02", 4), (b"\x01\0\0\0", 0)])
+def test_a_request_that_could_not_end_or_be_read_is_refused(tokens, max_tokens):
+    """Red if a caller's malformed message kills the engine, or is planned for ever without a token."""
+    bench = CoreBench()
+    sampling = TokenSampling(max_tokens=max_tokens, seed=0)
+    bench.core.submit("c", Submit(id="odd", tokens=tokens, sampling=sampling))
+    assert bench.error("odd")[0] == "invalid_request_error"
+    bench.run()
 
 
 def test_weights_updated_under_a_warm_prefix_cache():

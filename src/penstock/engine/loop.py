@@ -298,12 +298,16 @@ class EngineCore:
                 self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
 
     def _check(self, client: str, request: Submit) -> None:
-        num_tokens = len(request.tokens) // 4
+        num_tokens, rest = divmod(len(request.tokens), 4)
         room = self.table.tokens.shape[1] - 1
         if (client, request.id) in self._requests:
             raise InvalidRequest(f"id: {request.id!r} is already running; use a new id")
-        if num_tokens == 0:
-            raise InvalidRequest("prompt: it has no tokens; at least one is needed")
+        if num_tokens == 0 or rest:
+            raise InvalidRequest(
+                f"prompt: {len(request.tokens)} bytes of token ids; send at least one id of 4 bytes each"
+            )
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens: {request.sampling.max_tokens} is below 1; ask for one or more")
         if num_tokens + request.sampling.max_tokens > room:
             raise InvalidRequest(
                 f"prompt of {num_tokens} tokens and max_tokens {request.sampling.max_tokens} exceed "
@@ -358,6 +362,5 @@ class EngineCore:
         """Drop everything and stop the device."""
         for request in list(self._requests.values()):
             self._end(request)
-        while self._in_flight:
-            self._in_flight.popleft().pending.wait()
+        self._in_flight.clear()
         self._device.close()

@@ -55,16 +55,18 @@ class _TextRun:
         self._index = index
         self._texts: list[str] = []
         self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] | None = None
+        self._logprobs: list[TokenLogprob] = []
+        self._has_logprobs = False
 
     def add(self, delta: TextDelta) -> None:
         self._texts.append(delta.text)
         self._ids.extend(delta.token_ids)
         if delta.logprobs is not None:
-            self._logprobs = [*(self._logprobs or ()), *delta.logprobs]
+            self._has_logprobs = True
+            self._logprobs.extend(delta.logprobs)
 
     def merged(self) -> TextDelta:
-        logprobs = None if self._logprobs is None else tuple(self._logprobs)
+        logprobs = tuple(self._logprobs) if self._has_logprobs else None
         return TextDelta(self._index, "".join(self._texts), tuple(self._ids), logprobs)
 
 

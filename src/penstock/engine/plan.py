@@ -97,7 +97,9 @@ class Device(Protocol):
 
     def launch(self, plan: StepPlan) -> Pending: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish what was launched, whatever comes of it, and stop."""
+        ...
 
 
 def _enc(obj: Any) -> Any:

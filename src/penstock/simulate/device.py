@@ -1,8 +1,7 @@
 """SimDevice: a device that computes nothing and takes the time that a model of it says.
 
 It implements `penstock.engine.plan.Device`, so scheduler, KV and policies run unchanged. Tokens are
-a fixed function of slot, generation and position: the same request gets the same tokens at every
-asynchronous depth.
+a fixed function of the position: the same request gets the same tokens at every asynchronous depth.
 """
 
 from __future__ import annotations
