@@ -220,6 +220,27 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(depth):
     assert bench.tokens(waiting) == expected_tokens([9, 9], 4)
 
 
+def test_who_was_admitted_behind_a_failing_step_goes_on():
+    """Red if the step launched before a failure was known takes requests along that had no part in it."""
+    bench = CoreBench(depth=1)
+    victim = bench.submit([1] * 6, 20)
+    execute = bench.device.execute
+
+    def fail_twice(plan):
+        result = execute(plan)
+        if plan.step in (3, 4):  # the rows of a failed step are undefined, so the next one fails on them
+            raise FloatingPointError("NaN in the logits")
+        return result
+
+    bench.device.execute = fail_twice
+    for _ in range(3):
+        bench.core.step()
+    newcomer = bench.submit([9, 9], 4)
+    bench.run()
+    assert bench.error(victim)[0] == "internal_error"
+    assert bench.tokens(newcomer) == expected_tokens([9, 9], 4)
+
+
 def test_closing_while_a_failing_step_is_in_flight_stops_the_device():
     """Red if the error of a step that nobody waits for any more keeps the device's thread alive."""
     bench = CoreBench(depth=1)

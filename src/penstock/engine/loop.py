@@ -272,7 +272,8 @@ class EngineCore:
     def _fail_step(self, plan: StepPlan, error: Exception) -> None:
         """A step raised: its requests end with the error, the others go on.
 
-        Rows of the same requests in a younger step name old generations and are dropped.
+        On the device its rows are undefined now, so a younger step, which has them too, may fail for
+        that alone: nothing of it counts, and what it computed for others is computed again.
         """
         log.error("step %d of %d requests failed", plan.step, plan.num_rows, exc_info=error)
         live = self.table.generation[plan.slots] == plan.generations
@@ -280,6 +281,13 @@ class EngineCore:
             request = self.table.occupant[slot]
             if request is not None:
                 self._fail(request, PenstockError(f"the step that computed this request failed: {error}"))
+        while self._in_flight:
+            younger = self._in_flight.popleft()
+            try:
+                younger.pending.wait()
+            except Exception as consequence:  # noqa: BLE001  # its requests are computed again
+                log.info("step %d failed after it: %s", younger.plan.step, consequence)
+            self.scheduler.take_back(younger.plan)
 
     def _fail_impossible(self, request: Request) -> None:
         held = self.kv.layout.blocks_for(len(request.known) + 1)

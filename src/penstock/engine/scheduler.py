@@ -260,6 +260,16 @@ class Scheduler:
         self.table.leave(request)
         self.policy.push(request)
 
+    def take_back(self, plan: StepPlan) -> None:
+        """A launched step will not be applied: its living requests wait again, with the tokens known."""
+        slots = plan.slots[self.table.generation[plan.slots] == plan.generations]
+        self.table.in_flight[slots] -= 1
+        for slot in slots.tolist():
+            if self.table.active[slot]:
+                self._preempt(slot)
+            elif not self.table.in_flight[slot]:
+                self.requeue(self._occupant(slot))
+
     def _preempt(self, slot: int) -> None:
         """Take everything from a running request; its tokens in flight are kept when they come."""
         request = self._occupant(slot)
