@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import operator
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -149,9 +150,7 @@ class AsyncLLM:
 
         A failure before the first event raises; a later one is a `Failure`, the last event.
         """
-        if not isinstance(prompt, str):
-            prompt = tuple(int(token) for token in prompt)
-        return self._stream(self._call(kind="completion", prompts=(prompt,), params=params))
+        return self._stream(self._call(kind="completion", prompts=(_read_prompt(prompt),), params=params))
 
     def chat(
         self,
@@ -274,13 +273,9 @@ class LLM:
 
         params: one for all or one per prompt. progress: a bar on stderr for long batches on a terminal.
         """
-        items: list[Prompt] = [prompts] if _is_prompt(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
+        items = _read_prompts(prompts)
         calls = [
-            self._llm._call(
-                kind="completion",
-                prompts=(prompt if isinstance(prompt, str) else tuple(int(token) for token in prompt),),
-                params=one,
-            )
+            self._llm._call(kind="completion", prompts=(prompt,), params=one)
             for prompt, one in zip(items, _spread(params, len(items)), strict=True)
         ]
         return self._results(calls, progress)
@@ -343,15 +338,37 @@ def read_conversation(messages: Conversation) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def _is_prompt(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (
-        len(prompts) > 0 and not isinstance(prompts[0], str | Sequence) and not hasattr(prompts[0], "__len__")
-    )
+def _read_prompts(prompts: Any) -> list[str | tuple[int, ...]]:
+    """One prompt or a list of them: a list that begins with a number is one prompt of token ids."""
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        return [_read_prompt(prompts)]
+    items = list(prompts)
+    if items and not isinstance(items[0], str) and not hasattr(items[0], "__len__"):
+        return [_read_prompt(items)]
+    return [_read_prompt(item) for item in items]
+
+
+def _read_prompt(prompt: Any) -> str | tuple[int, ...]:
+    """Text, or token ids of any integer type. Raises InvalidRequest; 1.5 is no token id."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+        raise InvalidRequest(
+            f"prompt: got {type(prompt).__name__}; give a string or a list of token ids", param="prompt"
+        )
+    try:
+        return tuple(map(operator.index, prompt))
+    except TypeError as error:
+        raise InvalidRequest(f"prompt: token ids must be integers: {error}", param="prompt") from None
 
 
 def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest(
+            f"params: got {type(params).__name__}; give a SamplingParams, or a list of them", param="params"
+        )
     if len(params) != count:
         raise InvalidRequest(
             f"params: {len(params)} for {count} prompts; give one, or one each", param="params"

@@ -81,8 +81,15 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                 msgspec.structs.force_setattr(self, field, tuple(value))
 
     def validate(self) -> SamplingParams:
-        """Check every range; returns self."""
-        check_sampling(self)
+        """Check every range; returns self. Raises InvalidRequest naming the field."""
+        try:
+            check_sampling(self)
+        except TypeError:  # a value that can't be compared at all; msgspec names its field
+            try:
+                msgspec.convert(msgspec.structs.asdict(self), SamplingParams)
+            except msgspec.ValidationError as error:
+                raise InvalidRequest(f"params: {error}", param="params") from None
+            raise
         return self
 
 

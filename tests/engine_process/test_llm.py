@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,27 @@ def test_errors_are_raised_and_leave_the_engine_usable(llm: LLM) -> None:
         llm.generate(["a", "b"], [GREEDY])
     assert llm.generate("tea", GREEDY)[0].usage.completion_tokens == 12
     assert llm._llm._started()._open == {}
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"abc", {"a": 1}, ["a", 3], [1, "a"], [[1.5]], [1, [2]]])
+def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
+    """Red if a value that is no prompt ends in a bare TypeError, or 1.5 and bytes are read as token ids."""
+    with pytest.raises(InvalidRequest, match="prompt"):
+        llm.generate(prompt, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ({"temperature": 1}, "SamplingParams"),
+        (SamplingParams(stop=5), "stop"),  # type: ignore[arg-type]
+        (SamplingParams(max_tokens="5"), "max_tokens"),  # type: ignore[arg-type]
+    ],
+)
+def test_params_of_a_wrong_type_are_refused(llm: LLM, params: Any, names: str) -> None:
+    """Red if a mistake in the parameters is a TypeError from deep inside that names no field."""
+    with pytest.raises(InvalidRequest, match=names):
+        llm.generate("tea", params)
 
 
 def test_closed_and_misconfigured(model: str, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_echo_with_logprobs_reports_on_the_prompt(folder: Path) -> None:
     [
         (completion((VOCAB_SIZE,)), "prompt"),
         (completion((-1,)), "prompt"),
+        (completion(()), "no tokens"),
         (completion(sampling=SamplingParams(stop_token_ids=(VOCAB_SIZE,))), "stop_token_ids"),
         (completion(sampling=SamplingParams(allowed_token_ids=(VOCAB_SIZE,))), "allowed_token_ids"),
         (completion(sampling=SamplingParams(logit_bias={-1: 1.0})), "logit_bias"),

@@ -129,6 +129,8 @@ class Preparer:
         return [self._prompt(call, key, index, ids, shared) for index, ids in enumerate(tokens)]
 
     def _prompt(self, call: Call, key: str, index: int, ids: list[int], shared: TokenSampling) -> Prompt:
+        if not ids:
+            raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
         max_tokens = self._max_tokens(call.sampling, len(ids))
         packed = pack_tokens(np.asarray(ids, dtype=np.int64))
