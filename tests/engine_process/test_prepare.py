@@ -165,3 +165,15 @@ def test_bad_calls_name_the_field(folder: Path, call: Call, names: str) -> None:
     """Red if a call that can't be honoured is accepted, crashes, or is refused without saying why."""
     with pytest.raises(InvalidRequest, match=names):
         preparer(folder).prepare(call, "k")
+
+
+def test_a_prompt_over_the_context_names_the_field_of_its_format(folder: Path) -> None:
+    """Red if a chat client is told of a field `prompt` that it never sent."""
+    for size in (60, 6000):  # found after tokenizing, and before
+        for call, param in (
+            (Call(kind="chat", model="tiny", messages=user("x" * size)), "messages"),
+            (completion("x" * size), "prompt"),
+        ):
+            with pytest.raises(ContextOverflow) as caught:
+                preparer(folder, max_context=50).prepare(call, "k")
+            assert caught.value.param == param

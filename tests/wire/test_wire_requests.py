@@ -312,6 +312,8 @@ COMPLETION_BAD = [
     ({"best_of": True}, "best_of"),
     ({"suffix": "end"}, "suffix"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ({"top_logprobs": 5}, "top_logprobs"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
 ]

@@ -79,27 +79,27 @@ class Preparer:
         """Token ids of each prompt. A template writes its own BOS, so its text gets no second one."""
         if call.kind == "chat":
             text = self.chat_text(call.messages, call.tools, **call.template_args)
-            self._check_length(text)
+            self._check_length(text, "messages")
             return [self.tokenizer.encode(text)]
         if not call.prompts:
             raise InvalidRequest("prompt: empty; send at least one", param="prompt")
         found = []
         for prompt in call.prompts:
             if isinstance(prompt, str):
-                self._check_length(prompt)
+                self._check_length(prompt, "prompt")
                 found.append(self.tokenizer.encode(prompt, add_special=True))
             else:
                 self._check_ids(prompt, "prompt")
                 found.append(list(prompt))
         return found
 
-    def _check_length(self, text: str) -> None:
+    def _check_length(self, text: str, param: str) -> None:
         """Refuse what can't fit before spending seconds on tokenizing it."""
         least = -(-len(text.encode("utf-8", "replace")) // self._longest_token)
         if least > self.max_context:
             raise ContextOverflow(
                 f"the prompt has at least {least} tokens, the context of this model is {self.max_context}",
-                param="prompt",
+                param=param,
                 code="context_length_exceeded",
             )
 
@@ -132,7 +132,8 @@ class Preparer:
         if not ids:
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
-        max_tokens = self._max_tokens(call.sampling, len(ids))
+        param = "messages" if call.kind == "chat" else "prompt"
+        max_tokens = self._max_tokens(call.sampling, len(ids), param)
         packed = pack_tokens(np.asarray(ids, dtype=np.int64))
         salt, read, store = self._cache_policy(call, f"{key}/{index * n}")
         submits: list[Submit] = []
@@ -154,13 +155,13 @@ class Preparer:
             )
         return Prompt(ids, tuple(submits))
 
-    def _max_tokens(self, sampling: SamplingParams, prompt_len: int) -> int:
+    def _max_tokens(self, sampling: SamplingParams, prompt_len: int, param: str) -> int:
         left = self.max_context - prompt_len
         if left < 1:
             raise ContextOverflow(
                 f"the prompt has {prompt_len} tokens, the context of this model is {self.max_context} "
                 "and must hold at least one more; shorten the prompt",
-                param="prompt",
+                param=param,
                 code="context_length_exceeded",
             )
         if sampling.max_tokens is None:

@@ -74,6 +74,8 @@ _KNOWN = frozenset(CompletionRequest.__struct_fields__)
 _REFUSED = {
     "suffix": "text before a given end needs a fill-in-the-middle model; leave it out",
     "prompt_embeds": "prompts are text or token ids",
+    "max_completion_tokens": "a limit of chat; a completion's is max_tokens",
+    "top_logprobs": "a field of chat; a completion's `logprobs` is the number of alternatives",
 }
 _HARMLESS: dict[str, tuple[Any, ...]] = {"suffix": ("",)}
 
