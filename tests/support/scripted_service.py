@@ -39,6 +39,7 @@ from penstock.call import (
     TopLogprob,
     Usage,
 )
+from penstock.engine.supported import check_supported
 from penstock.errors import ContextOverflow, NotFound, from_kind
 from penstock.gateway.service import Health, ModelCard
 
@@ -107,6 +108,7 @@ class ScriptedService:
     async def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]:
         if call.model not in {card.id for card in self.models()}:
             raise NotFound(f"model: {call.model!r} is not served here", param="model", code="model_not_found")
+        check_supported(call)  # it stands for the local engine
         self.calls.append(call)
         await self._count("open")
         await self._count("started")

@@ -24,7 +24,6 @@ from penstock.api.coalesce import Backlog
 from penstock.api.errors import ClientGone, MethodNotAllowed, SlowReader, error_of, failure_of, send_bytes
 from penstock.api.exchange import Exchange, exchange_of
 from penstock.api.media import require_json
-from penstock.api.support import check_supported
 from penstock.call import Call, Done, Event, Failure, Finish, ReasoningDelta, TextDelta
 from penstock.config import ServerSettings
 from penstock.errors import PenstockError
@@ -97,7 +96,6 @@ class GenerateRoute:
 
     def _call(self, body: bytes, exchange: Exchange) -> Call:
         call: Call = self._codec.read_request(body)
-        check_supported(call)
         exchange.model = call.model
         tenant = exchange.identity.tenant
         return msgspec.structs.replace(call, tenant=tenant) if tenant else call

@@ -132,11 +132,8 @@ class Answers:
             return response(line, error.status, request_id, body)
 
     async def _body(self, line: BatchLine, request_id: str) -> bytes:
-        from penstock.api.support import check_supported
-
         codec = _codec(line.url)
         call: Call = codec.read_request(bytes(line.body))
-        check_supported(call)
         if call.stream:
             raise InvalidRequest("stream: a batch answers with whole bodies; leave it out", param="stream")
         encoder = codec.Encoder(call, request_id, int(time.time()), self._name)

@@ -21,6 +21,7 @@ from msgspec import Struct
 from penstock.call import Call, Message, SamplingParams, ToolSpec
 from penstock.decoding.params import TokenSampling
 from penstock.engine.messages import Submit, pack_tokens
+from penstock.engine.supported import check_supported
 from penstock.errors import ContextOverflow, InvalidRequest
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Preparer:
     def prepare(self, call: Call, key: str) -> list[Prompt]:
         """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
         call.sampling.validate()
-        _check_supported(call)
+        check_supported(call)
         tokens = self._tokens(call)
         choices = len(tokens) * call.sampling.n
         if choices > MAX_CHOICES:
@@ -229,17 +230,3 @@ def _for_sample(shared: TokenSampling, sample: int, max_tokens: int) -> TokenSam
         max_tokens=max_tokens,
         prompt_logprobs=shared.prompt_logprobs if sample == 0 else -1,
     )
-
-
-def _check_supported(call: Call) -> None:
-    """Refuse what would be silently ignored: there is no grammar engine yet to enforce a format."""
-    if call.response_format is not None and call.response_format.kind != "text":
-        raise InvalidRequest(
-            f"response_format: {call.response_format.kind} can't be enforced by this engine yet; use text",
-            param="response_format",
-        )
-    if call.tool_choice is not None and call.tool_choice not in ("none", "auto"):
-        raise InvalidRequest(
-            f"tool_choice: {call.tool_choice} can't be enforced by this engine yet; use auto or none",
-            param="tool_choice",
-        )

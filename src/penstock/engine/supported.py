@@ -1,7 +1,8 @@
 """What the local engine can't do yet of what the formats can say: a 400 that names the field.
 
 The codecs read all of it, since an upstream may be able to; this is the one list of what is refused
-before a call reaches the engine. A capability leaves the list with the change that brings it.
+before a call reaches the engine, whichever way it came: HTTP, batch file or Python. A capability
+leaves the list with the change that brings it.
 """
 
 from __future__ import annotations
