@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from penstock.errors import ConfigError
 from penstock.kernels.batch import Batch, LayerKV
+from penstock.kernels.codes import QuantizedCodes
 
 RopeStyle = Literal["half", "interleaved"]
 
@@ -39,6 +40,13 @@ class WeightTensor(Protocol):
 
     def raw(self) -> Any | None:
         """uint8[*shape[:-1], row bytes] as stored; None if the file holds it in another order."""
+        ...
+
+    def codes(self) -> QuantizedCodes | None:
+        """The integers of a GPTQ, AWQ or compressed-tensors weight, unpacked: w = scale·value + offset.
+
+        Its `dtype` is then "INT{bits}/{group}", as "INT4/128"; `raw` is None. None for every other
+        tensor, GGUF's included (a packer reads their blocks from `raw`)."""
         ...
 
 

@@ -1,0 +1,492 @@
+#include "core/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+namespace penstock {
+namespace {
+
+constexpr int kPrivateTokens = 4;   // up to so many tokens every thread makes norms for itself
+constexpr int kPrefetchRows = 32;   // up to so many rows the weights' way from memory decides
+constexpr int kQueryTile = 16;      // tokens of one attention item
+constexpr int kChunk = 8;           // panels claimed at once, at most
+constexpr int kExtraPhases = 8;
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+struct Executor::Lane {
+  Team& team;
+  int thread;
+  int phase;
+  bool small;  // few tokens: norms are private
+
+  // fn(first, last) for every chunk this thread gets of `total` items.
+  template <typename Fn>
+  void share(int total, int chunk, Fn fn) {
+    for (int first = team.claim(phase, chunk); first < total; first = team.claim(phase, chunk)) {
+      fn(first, std::min(first + chunk, total));
+    }
+    ++phase;
+  }
+};
+
+Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool)
+    : program_(std::move(program)), kernels_(kernels), pool_(pool) {
+  const Program& p = program_;
+  auto need = [&](Buffer buffer, int width) { widths_[int(buffer)] = std::max(widths_[int(buffer)], width); };
+  auto reads = [&](Buffer buffer, int weight) {
+    const Weight& w = p.weights[weight];
+    (is_quantized(w.format) ? quantized_ : as_floats_)[int(buffer)] = true;
+    need(buffer, w.k);
+  };
+  need(Buffer::X, p.hidden);
+  need(Buffer::Delta, p.hidden);
+  reads(Buffer::Normed, p.head);
+  for (const Operation& op : p.operations) {
+    switch (op.code) {
+      case Code::Linear:
+        reads(op.source, op.weight);
+        need(op.target, p.weights[op.weight].n);
+        break;
+      case Code::AddLinear: reads(op.source, op.weight); break;
+      case Code::GatedLinear:
+        reads(op.source, op.weight);
+        need(op.target, p.weights[op.weight].n / 2);
+        break;
+      case Code::Rotate: need(Buffer::Q, op.rotation.shape.heads * op.rotation.shape.head_dim); break;
+      case Code::Attend:
+        need(Buffer::Mixed, op.attention.shape.heads * op.attention.shape.head_dim);
+        as_floats_[int(Buffer::Mixed)] = true;
+        if (op.attention.shape.head_dim > kMaxHeadDim) throw std::invalid_argument("head_dim above 512");
+        break;
+      default: break;
+    }
+    phases_ += 3;
+  }
+  phases_ += kExtraPhases;
+  for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared}) {
+    as_floats_[int(buffer)] = true;
+  }
+  cos_.resize(p.ropes.size());
+  sin_.resize(p.ropes.size());
+  grow(kPrivateTokens);
+}
+
+// One arena for `tokens` rows of every buffer and the threads' private rows. Called twice: to count, to place.
+void Executor::layout(int tokens) {
+  uint8_t* base = arena_.data();
+  size_t used = 0;
+  auto take = [&](size_t bytes) {
+    uint8_t* place = base ? base + used : nullptr;
+    used += round_up(bytes, 64);
+    return place;
+  };
+  auto place = [&](int b, int count) {
+    Activations a;
+    const int width = widths_[b];
+    if (width == 0) return a;
+    if (as_floats_[b]) {
+      a.f_stride = round_up(width, 16);
+      a.f = reinterpret_cast<float*>(take(4 * a.f_stride * count));
+    }
+    if (quantized_[b]) {
+      a.q_stride = round_up(width, 64);
+      a.s_stride = a.q_stride / kGroup;
+      a.q = reinterpret_cast<int8_t*>(take(a.q_stride * count));
+      a.scale = reinterpret_cast<float*>(take(4 * a.s_stride * count));
+      a.sum = reinterpret_cast<float*>(take(4 * a.s_stride * count));
+      a.start = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
+    }
+    return a;
+  };
+  for (int b = 0; b < int(Buffer::Count); ++b) {
+    shared_[b] = place(b, tokens);
+    floats_[b] = shared_[b].f;
+  }
+  private_.resize(pool_->size());
+  for (auto& mine : private_) {
+    mine = shared_;
+    mine[int(Buffer::Normed)] = place(int(Buffer::Normed), kPrivateTokens);
+    mine[int(Buffer::Mixed)] = place(int(Buffer::Mixed), kPrivateTokens);
+    mine[int(Buffer::Mixed)].f = shared_[int(Buffer::Mixed)].f;
+  }
+  if (!base) arena_ = Arena(used);
+}
+
+void Executor::grow(int tokens) {
+  if (tokens <= capacity_) return;
+  capacity_ = int(round_up(tokens, 16));
+  arena_ = Arena();
+  layout(capacity_);
+  layout(capacity_);
+}
+
+void Executor::plan(const Batch& batch) {
+  batch_ = &batch;
+  offsets_.assign(1, 0);
+  token_row_.clear();
+  positions_.clear();
+  spans_.clear();
+  for (int r = 0; r < batch.rows; ++r) {
+    for (int i = 0; i < batch.counts[r]; ++i) {
+      const int position = batch.starts[r] + i;
+      if (i == 0 || position % kKeyTile == 0) spans_.push_back(int(positions_.size()));
+      token_row_.push_back(r);
+      positions_.push_back(position);
+    }
+    offsets_.push_back(int(positions_.size()));
+  }
+  tokens_ = int(positions_.size());
+  spans_.push_back(tokens_);
+  grow(tokens_);
+  for (size_t i = 0; i < program_.ropes.size(); ++i) {
+    cos_[i].resize(tokens_ * program_.ropes[i].frequencies.size());
+    sin_[i].resize(cos_[i].size());
+  }
+  plan_items(items_, false);
+  plan_items(split_items_, true);
+}
+
+// Items of one row are (query tile, KV head), or single heads or key ranges where that would leave threads idle.
+void Executor::plan_items(std::vector<Item>& items, bool split) {
+  items.clear();
+  if (split) merges_.clear();
+  const Operation* op = nullptr;
+  for (const Operation& each : program_.operations) {
+    if (each.code == Code::Attend) op = &each;
+  }
+  if (!op) return;
+  const HeadShape& shape = op->attention.shape;
+  const int each = shape.heads / shape.kv_heads;
+  const bool few = tokens_ * shape.kv_heads < 4 * pool_->size();
+  const int heads = few ? 1 : each;
+  int partial = 0;
+  for (int r = 0; r < batch_->rows; ++r) {
+    for (int first = 0; first < batch_->counts[r]; first += kQueryTile) {
+      const int count = std::min(kQueryTile, batch_->counts[r] - first);
+      const int position = batch_->starts[r] + first;
+      const int ranges = (position + kKeyRange) / kKeyRange;
+      for (int head = 0; head < shape.heads; head += heads) {
+        Item item{r, offsets_[r] + first, count, position, head / each, head, heads, -1, -1};
+        if (!(split && few && count == 1 && ranges > 1)) {
+          items.push_back(item);
+          continue;
+        }
+        Item merge = item;
+        merge.range = ranges;
+        merge.partial = partial;
+        merges_.push_back(merge);
+        for (item.range = 0; item.range < ranges; ++item.range) {
+          item.partial = partial;
+          partial += heads * partial_floats(shape.head_dim);
+          items.push_back(item);
+        }
+      }
+    }
+  }
+  if (split) partials_.resize(partial);
+  std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
+    auto cost = [](const Item& i) { return i.range >= 0 ? kKeyRange : (i.position + 1) * i.tokens; };
+    return cost(a) > cost(b);
+  });
+}
+
+Activations Executor::input(const Lane& lane, Buffer buffer) const {
+  const bool own = lane.small && (buffer == Buffer::Normed || buffer == Buffer::Mixed);
+  return own ? private_[lane.thread][int(buffer)] : shared_[int(buffer)];
+}
+
+void Executor::embed(Lane& lane) {
+  const Weight& weight = program_.weights[program_.embed];
+  lane.share(tokens_, 1, [&](int token, int) {
+    kernels_->embed(weight, batch_->tokens[token], program_.embedding_scale, shared_[int(Buffer::X)].row(token).f);
+    for (size_t i = 0; i < program_.ropes.size(); ++i) {
+      const Rope& rope = program_.ropes[i];
+      const size_t half = rope.frequencies.size();
+      for (size_t j = 0; j < half; ++j) {
+        const float angle = float(positions_[token]) * rope.frequencies[j];
+        cos_[i][token * half + j] = std::cos(angle) * rope.factor;
+        sin_[i][token * half + j] = std::sin(angle) * rope.factor;
+      }
+    }
+  });
+  lane.team.barrier();
+}
+
+void Executor::norm(Lane& lane, const Operation& op) {
+  const int d = program_.hidden;
+  const bool add = op.code == Code::AddNorm;
+  auto residual = [&](int token) {
+    float* delta = shared_[int(Buffer::Delta)].row(token).f;
+    if (op.post_gain) {
+      Activations out;
+      out.f = delta;
+      kernels_->norm(delta, op.post_gain, program_.eps, d, out);
+    }
+    kernels_->add(shared_[int(Buffer::X)].row(token).f, delta, op.scale, d);
+  };
+  const Activations out = input(lane, Buffer::Normed);
+  auto make = [&](int token) {
+    kernels_->norm(shared_[int(Buffer::X)].row(token).f, op.gain, program_.eps, d, out.row(token));
+  };
+  if (lane.small) {
+    if (add) {
+      lane.share(tokens_, 1, [&](int token, int) { residual(token); });
+      lane.team.barrier();
+    }
+    if (!op.gain) return;
+    for (int token = 0; token < tokens_; ++token) make(token);
+    return;
+  }
+  lane.share(tokens_, 1, [&](int token, int) {
+    if (add) residual(token);
+    if (op.gain) make(token);
+  });
+  lane.team.barrier();
+}
+
+void Executor::linear(Lane& lane, const Operation& op) {
+  const Weight& weight = program_.weights[op.weight];
+  LinearArgs args{};
+  args.weight = &weight;
+  args.input = input(lane, op.source);
+  args.rows = tokens_;
+  args.bias = op.bias;
+  args.scale = op.scale;
+  args.prefetch = tokens_ <= kPrefetchRows;
+  const bool gated = op.code == Code::GatedLinear;
+  const int unit = gated ? 4 : 1;
+  if (gated) {
+    args.activation = op.activation;
+    args.hidden = shared_[int(op.target)];
+  } else {
+    const Activations& out = shared_[int(op.code == Code::AddLinear ? Buffer::X : op.target)];
+    args.out = out.f;
+    args.out_stride = out.f_stride;
+  }
+  auto kernel = gated                           ? kernels_->linear_gated
+                : op.code == Code::AddLinear ? kernels_->linear_add
+                                                : kernels_->linear;
+  const int chunk = std::clamp(weight.panels / (6 * lane.team.size()), 1, kChunk / unit);
+  lane.share(weight.panels / unit, chunk, [&](int first, int last) {
+    LinearArgs part = args;
+    part.first = first * unit;
+    part.last = last * unit;
+    kernel(part);
+  });
+  lane.team.barrier();
+}
+
+void Executor::rotate(Lane& lane, const Operation& op) {
+  const LayerPages& pages = program_.layers[op.layer];
+  const BlockTable& table = batch_->tables[pages.group];
+  const HeadShape& shape = op.rotation.shape;
+  const int heads = shape.heads + 2 * shape.kv_heads;
+  auto turn = [&](int token, int first, int last) {
+    const int row = token_row_[token], position = positions_[token];
+    const int32_t* blocks = table.data + (batch_->index ? batch_->index[row] : row) * table.stride;
+    RotateArgs args{};
+    args.rotation = &op.rotation;
+    args.qkv = shared_[int(Buffer::Qkv)].row(token).f;
+    if (op.rope >= 0) {
+      const int64_t half = int64_t(program_.ropes[op.rope].frequencies.size());
+      args.cos = cos_[op.rope].data() + token * half;
+      args.sin = sin_[op.rope].data() + token * half;
+    }
+    args.q = shared_[int(Buffer::Q)].row(token).f;
+    args.pages = &pages;
+    args.block = blocks[position / pages.block_size];
+    args.place = position % pages.block_size;
+    args.first_head = first;
+    args.last_head = last;
+    kernels_->rotate(args);
+  };
+  if (lane.small) {
+    lane.share(heads, 2, [&](int first, int last) {
+      for (int token = 0; token < tokens_; ++token) turn(token, first, last);
+    });
+  } else {
+    lane.share(int(spans_.size()) - 1, 1, [&](int span, int) {
+      for (int token = spans_[span]; token < spans_[span + 1]; ++token) turn(token, 0, heads);
+    });
+  }
+  lane.team.barrier();
+}
+
+void Executor::quantize_mixed(Lane& lane) {
+  if (!quantized_[int(Buffer::Mixed)]) return;
+  const Activations out = input(lane, Buffer::Mixed);
+  const int n = width(Buffer::Mixed);
+  auto make = [&](int token) { kernels_->quantize(shared_[int(Buffer::Mixed)].row(token).f, n, out.row(token)); };
+  if (lane.small) {
+    for (int token = 0; token < tokens_; ++token) make(token);
+    return;
+  }
+  lane.share(tokens_, 1, [&](int token, int) { make(token); });
+  lane.team.barrier();
+}
+
+void Executor::attend(Lane& lane, const Operation& op) {
+  const LayerPages& pages = program_.layers[op.layer];
+  const BlockTable& table = batch_->tables[pages.group];
+  const Attention& attention = op.attention;
+  const bool split = attention.window == 0 && !merges_.empty();
+  const std::vector<Item>& items = split ? split_items_ : items_;
+  const Activations &q = shared_[int(Buffer::Q)], &mixed = shared_[int(Buffer::Mixed)];
+  lane.share(int(items.size()), 1, [&](int index, int) {
+    const Item& item = items[index];
+    AttendArgs args{};
+    args.attention = &attention;
+    args.pages = &pages;
+    args.table = table.data + (batch_->index ? batch_->index[item.row] : item.row) * table.stride;
+    args.kv_head = item.kv_head;
+    args.first_head = item.first_head;
+    args.heads_each = item.heads;
+    args.q = q.row(item.first_token).f;
+    args.q_stride = q.f_stride;
+    args.tokens = item.tokens;
+    args.position = item.position;
+    args.out = mixed.row(item.first_token).f;
+    args.out_stride = mixed.f_stride;
+    args.partial = item.range >= 0 ? partials_.data() + item.partial : nullptr;
+    args.range = item.range;
+    kernels_->attend(args);
+  });
+  lane.team.barrier();
+  if (split) {
+    lane.share(int(merges_.size()), 1, [&](int index, int) {
+      const Item& item = merges_[index];
+      kernels_->merge(attention, partials_.data() + item.partial, item.range, item.first_head, item.heads,
+                      mixed.row(item.first_token).f);
+    });
+    lane.team.barrier();
+  }
+  quantize_mixed(lane);
+}
+
+void Executor::run_head(Lane& lane) {
+  const int d = program_.hidden, n = head_count_;
+  const bool small = n <= kPrivateTokens;
+  const Activations normed = small ? private_[lane.thread][int(Buffer::Normed)] : shared_[int(Buffer::Normed)];
+  auto make = [&](int i) {
+    const Activations out = normed.row(i);
+    if (head_input_) {
+      if (out.f) std::copy_n(head_input_ + int64_t(i) * d, d, out.f);
+      if (out.q) kernels_->quantize(head_input_ + int64_t(i) * d, d, out);
+    } else {
+      kernels_->norm(shared_[int(Buffer::X)].row(head_rows_[i]).f, program_.final_gain, program_.eps, d, out);
+    }
+  };
+  if (small) {
+    for (int i = 0; i < n; ++i) make(i);
+  } else {
+    lane.share(n, 1, [&](int i, int) { make(i); });
+    lane.team.barrier();
+  }
+  const Weight& weight = program_.weights[program_.head];
+  LinearArgs args{};
+  args.weight = &weight;
+  args.input = normed;
+  args.rows = n;
+  args.scale = program_.logit_scale;
+  args.softcap = program_.logit_softcap;
+  args.prefetch = n <= kPrefetchRows;
+  args.out = head_out_;
+  args.out_stride = program_.vocab;
+  lane.share(weight.panels, kChunk, [&](int first, int last) {
+    LinearArgs part = args;
+    part.first = first;
+    part.last = last;
+    kernels_->linear(part);
+  });
+  lane.team.barrier();
+  if (head_best_) {
+    lane.share(n, 1, [&](int i, int) {
+      head_best_[i] = kernels_->argmax(head_out_ + int64_t(i) * program_.vocab, program_.vocab);
+    });
+  }
+}
+
+void Executor::run(Lane& lane) {
+  lane.small = tokens_ <= kPrivateTokens;
+  const bool timed = lane.thread == 0;
+  double last = timed ? now() : 0.0;
+  auto clock = [&](int which) {
+    if (!timed) return;
+    const double t = now();
+    clocks_[which] += t - last;
+    last = t;
+  };
+  embed(lane);
+  clock(kClocks - 2);
+  for (const Operation& op : program_.operations) {
+    switch (op.code) {
+      case Code::Norm:
+      case Code::AddNorm: norm(lane, op); break;
+      case Code::Linear:
+      case Code::AddLinear:
+      case Code::GatedLinear: linear(lane, op); break;
+      case Code::Rotate: rotate(lane, op); break;
+      case Code::Attend: attend(lane, op); break;
+    }
+    clock(int(op.code));
+  }
+  if (head_count_) run_head(lane);
+  clock(kClocks - 1);
+}
+
+void Executor::run_team(bool whole) {
+  pool_->team().prepare(phases_);
+  pool_->run(
+      whole ? TeamFn([](void* self, Team& team, int thread) {
+        Lane lane{team, thread, 0, false};
+        static_cast<Executor*>(self)->run(lane);
+      })
+            : TeamFn([](void* self, Team& team, int thread) {
+                Lane lane{team, thread, 0, false};
+                static_cast<Executor*>(self)->run_head(lane);
+              }),
+      this);
+}
+
+void Executor::forward(const Batch& batch, const int32_t* rows, int n, float* out, int32_t* best) {
+  plan(batch);
+  head_rows_ = rows, head_count_ = n, head_out_ = out, head_best_ = best, head_input_ = nullptr;
+  if (tokens_) run_team(true);
+  batch_ = nullptr;
+}
+
+void Executor::hidden(const int32_t* rows, int n, float* out) {
+  for (int i = 0; i < n; ++i) {
+    Activations target;
+    target.f = out + int64_t(i) * program_.hidden;
+    kernels_->norm(shared_[int(Buffer::X)].row(rows[i]).f, program_.final_gain, program_.eps, program_.hidden, target);
+  }
+}
+
+void Executor::logits(const int32_t* rows, int n, float* out, int32_t* best) {
+  head_rows_ = rows, head_count_ = n, head_out_ = out, head_best_ = best, head_input_ = nullptr;
+  if (n) run_team(false);
+}
+
+void Executor::head(const float* hidden, int n, float* out) {
+  grow(n);
+  head_rows_ = nullptr, head_count_ = n, head_out_ = out, head_best_ = nullptr, head_input_ = hidden;
+  if (n) run_team(false);
+}
+
+std::array<double, Executor::kClocks> Executor::take_clocks() {
+  auto result = clocks_;
+  clocks_.fill(0.0);
+  return result;
+}
+
+}  // namespace penstock

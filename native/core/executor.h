@@ -1,0 +1,112 @@
+// Executor: runs a Program on a thread pool, one ragged batch at a time.
+//
+// Every thread runs the same list of operations; an operation's items are claimed in chunks, and a
+// barrier follows where the next operation reads what others wrote. With few tokens, norms are made
+// by every thread for itself: that is cheaper than a barrier.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/pool.h"
+#include "core/program.h"
+
+namespace penstock {
+
+// One group's block tables: row r's blocks start at data + index[r] * stride.
+struct BlockTable {
+  const int32_t* data;
+  int64_t stride;
+};
+
+// R rows; row r computes counts[r] tokens from position starts[r]. `tokens` [T], concatenated.
+struct Batch {
+  int32_t rows = 0;
+  const int32_t* starts = nullptr;
+  const int32_t* counts = nullptr;
+  const int32_t* tokens = nullptr;
+  const int32_t* index = nullptr;  // row -> row of the tables; null: itself
+  std::vector<BlockTable> tables;
+};
+
+class Executor {
+ public:
+  Executor(Program program, const KernelTable* kernels, ThreadPool* pool);
+
+  // Runs the operations, then the head for tokens `rows` (see `logits`; n may be 0). Hidden states
+  // stay for `hidden` and `logits`.
+  void forward(const Batch& batch, const int32_t* rows, int n, float* out, int32_t* best);
+
+  // Final-normed hidden states [n, hidden] of tokens `rows`.
+  void hidden(const int32_t* rows, int n, float* out);
+
+  // Logits [n, vocab] of tokens `rows` of the last forward, and their argmax if `best` is given.
+  void logits(const int32_t* rows, int n, float* out, int32_t* best);
+
+  // Logits [n, vocab] of final-normed hidden states [n, hidden].
+  void head(const float* hidden, int n, float* out);
+
+  Program& program() { return program_; }
+  int threads() const { return pool_->size(); }
+
+  // Seconds that thread 0 spent per operation code since the last call, then embedding, head.
+  static constexpr int kClocks = 11;
+  std::array<double, kClocks> take_clocks();
+
+ private:
+  struct Lane;  // what one thread knows while it runs
+  struct Item {
+    int32_t row, first_token, tokens, position, kv_head, first_head, heads, range, partial;
+  };
+
+  void grow(int tokens);
+  void plan(const Batch& batch);
+  void plan_items(std::vector<Item>& items, bool split);
+  void layout(int tokens);
+  void run(Lane& lane);
+  void run_team(bool whole);
+  void quantize_mixed(Lane& lane);
+  void embed(Lane& lane);
+  void norm(Lane& lane, const Operation& op);
+  void linear(Lane& lane, const Operation& op);
+  void rotate(Lane& lane, const Operation& op);
+  void attend(Lane& lane, const Operation& op);
+  void run_head(Lane& lane);
+  Activations input(const Lane& lane, Buffer buffer) const;
+  float* rows(Buffer buffer) const { return floats_[int(buffer)]; }
+  int width(Buffer buffer) const { return widths_[int(buffer)]; }
+
+  Program program_;
+  const KernelTable* kernels_;
+  ThreadPool* pool_;
+  std::array<int, int(Buffer::Count)> widths_{};
+  std::array<bool, int(Buffer::Count)> quantized_{};  // some linear layer reads it as int8
+  std::array<bool, int(Buffer::Count)> as_floats_{};  // … as float
+  std::array<float*, int(Buffer::Count)> floats_{};
+  std::array<Activations, int(Buffer::Count)> shared_{};
+  std::vector<std::array<Activations, int(Buffer::Count)>> private_;  // per thread, kPrivateTokens rows
+  Arena arena_;
+  int capacity_ = 0;
+  int phases_ = 0;
+
+  // The step.
+  const Batch* batch_ = nullptr;
+  int tokens_ = 0;
+  std::vector<int32_t> offsets_, token_row_, positions_;
+  std::vector<int32_t> spans_;  // first tokens of the runs that share a tile of 16 keys, then the end
+  std::vector<std::vector<float>> cos_, sin_;
+  std::vector<Item> items_, split_items_;  // attention's work; the second with rows cut into key ranges
+  std::vector<Item> merges_;               // what `split_items_` cut: `range` is the number of ranges
+  std::vector<float> partials_;
+  const int32_t* head_rows_ = nullptr;
+  const float* head_input_ = nullptr;
+  int head_count_ = 0;
+  float* head_out_ = nullptr;
+  int32_t* head_best_ = nullptr;
+  std::array<double, kClocks> clocks_{};
+};
+
+}  // namespace penstock

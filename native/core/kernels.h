@@ -1,0 +1,97 @@
+// KernelTable: the work items that an instruction set implements. The executor cuts a step into
+// these items and knows nothing of instruction sets; the table is filled in isa/*.cpp.
+//
+// No item depends on what other items or rows do: the bits of a row's result are the same alone, in
+// any batch and at any chunking.
+#pragma once
+
+#include "core/types.h"
+
+namespace penstock {
+
+// Panels [first, last) of `weight` (of one expert) times `rows` rows of `input`.
+struct LinearArgs {
+  const Weight* weight;
+  Activations input;
+  int rows;
+  int expert;
+  int first;
+  int last;
+  const float* bias;    // [N] of this expert or null; for gated: gate then up, [2 * size]
+  float* out;           // [rows, N]
+  int64_t out_stride;
+  float scale;          // store: y * scale; add: out + y * scale
+  float softcap;        // store only; 0: none
+  bool prefetch;        // the weights come from memory: few rows
+  Activation activation;  // gated only
+  Activations hidden;     // gated only: [rows, size]
+};
+
+// One token: norm of heads, rotation, K and V to their page, q to `q`.
+struct RotateArgs {
+  const Rotation* rotation;
+  const float* qkv;  // [(H + 2G) * D]
+  const float* cos;  // [half]
+  const float* sin;
+  float* q;          // [H * D]
+  const LayerPages* pages;
+  int32_t block;
+  int32_t place;     // of the token in its block
+  int first_head;    // heads [first_head, last_head) of H + 2G, for callers that split a token
+  int last_head;
+};
+
+// Queries of one row and one KV head over the keys of range [key_first, key_last), a multiple-of-64 start.
+// Query i of `tokens` is at position `position + i`; each token has `heads_each` query heads.
+struct AttendArgs {
+  const Attention* attention;
+  const LayerPages* pages;
+  const int32_t* table;  // logical block -> block id of this row
+  int kv_head;
+  int first_head;        // query heads [first_head, first_head + heads_each), all of kv_head
+  int heads_each;
+  const float* q;        // token 0, [H * D] per token, q_stride apart
+  int64_t q_stride;
+  int tokens;
+  int32_t position;
+  float* out;            // token 0, [H * D] per token (final = the mixed values), out_stride apart
+  int64_t out_stride;
+  // A range's partial result instead: per token and head of first_head.., [D] values, maximum, sum.
+  // null: the whole context is attended here, range by range, and `out` is final.
+  float* partial;
+  int range;             // index of the range when `partial` is set
+};
+
+struct KernelTable {
+  const char* name;
+  int tile_rows;
+
+  // weight row `token` times `scale` -> out [K]
+  void (*embed)(const Weight& weight, int32_t token, float scale, float* out);
+  // x [n] / rms * gain -> out.f and/or out.q (whichever is set)
+  void (*norm)(const float* x, const float* gain, float eps, int n, const Activations& out);
+  // x [n] -> out.q with scales, zero up to a multiple of 64
+  void (*quantize)(const float* x, int n, const Activations& out);
+  // x += scale * delta
+  void (*add)(float* x, const float* delta, float scale, int n);
+  void (*linear)(const LinearArgs&);        // out = product
+  void (*linear_add)(const LinearArgs&);    // out += product
+  void (*linear_gated)(const LinearArgs&);  // [first, last) in multiples of 4 panels
+  void (*rotate)(const RotateArgs&);
+  void (*attend)(const AttendArgs&);
+  // Partials of `ranges` ranges -> out [heads * D], in order of the ranges.
+  void (*merge)(const Attention&, const float* partials, int ranges, int first_head, int heads, float* out);
+  // x += sigmoid(gate) * delta
+  void (*add_sigmoid)(float* x, const float* delta, float gate, int n);
+  // index of the largest, of equal ones the first; a NaN wins
+  int (*argmax)(const float* x, int n);
+};
+
+// Bytes of float per (token, head) of a partial: [D] values, maximum, sum.
+constexpr int partial_floats(int head_dim) { return head_dim + 2; }
+
+const KernelTable* avx512_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* portable_kernels();
+
+}  // namespace penstock

@@ -1,0 +1,91 @@
+#include "core/pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <sched.h>
+
+namespace penstock {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr int kSpins = 4000;           // pauses before a waiting thread yields: tens of microseconds
+constexpr int kSpinMicroseconds = 80;  // between steps, before a thread sleeps
+
+}  // namespace
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  uint32_t epoch = epoch_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    epoch_.store(epoch + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; epoch_.load(std::memory_order_acquire) == epoch; ++spins) {
+    if (spins < kSpins) {
+      pause();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+void Team::prepare(int phases) {
+  if (int(counters_.size()) < phases) counters_ = std::vector<Counter>(phases);
+  for (int i = 0; i < phases; ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+}
+
+ThreadPool::ThreadPool(int threads) : team_(threads) {
+  for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(TeamFn fn, void* arg) {
+  fn_ = fn;
+  arg_ = arg;
+  running_.store(team_.size() - 1, std::memory_order_relaxed);
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  fn(arg, team_, 0);
+  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+    if (spins < kSpins) {
+      pause();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+void ThreadPool::work(int thread) {
+  using Clock = std::chrono::steady_clock;
+  uint32_t seen = 0;
+  while (true) {
+    auto until = Clock::now() + std::chrono::microseconds(kSpinMicroseconds);
+    while (started_.load(std::memory_order_acquire) == seen) {
+      for (int i = 0; i < 64 && started_.load(std::memory_order_relaxed) == seen; ++i) pause();
+      if (Clock::now() > until) started_.wait(seen, std::memory_order_acquire);
+    }
+    ++seen;
+    if (stop_.load()) return;
+    fn_(arg_, team_, thread);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace penstock

@@ -1,0 +1,135 @@
+// Types that the executor and the kernels share: weights, activations, KV views, work of one step.
+//
+// Letters: T tokens of the step, R rows, N and K output and input features of a linear layer,
+// H query heads, G KV heads, D head size. "Row" of a matrix product is a token.
+#pragma once
+
+#include <cstdint>
+
+namespace penstock {
+
+constexpr int kPanel = 16;      // output features (columns of the product) that a panel holds
+constexpr int kGroup = 32;      // inputs that share an activation scale
+constexpr int kKeyTile = 16;    // keys of one attention tile
+constexpr int kKeyBlock = 64;   // keys between two updates of a softmax's running maximum
+constexpr int kKeyRange = 512;  // keys whose partial softmax is one work item's; merged in order
+constexpr int kMaxHeadDim = 512;
+
+// 0x4B400000 as float is 12582912 = 1.5 * 2^23: an integer sum that starts there is, read as a
+// float, that sum plus 12582912, exactly, while it stays within +-2^22.
+constexpr int32_t kMagicBits = 0x4B400000;
+constexpr float kMagic = 12582912.0f;
+
+// How a weight matrix is held. A panel holds 16 output features; lines are 64 bytes.
+//   F32   [K][16] float
+//   BF16  [K/2][16][2] bfloat16
+//   Q4    per 64 inputs: 8 lines of [16][4] (low nibble: first 32 inputs, high: last 32), then
+//         scale f16[2][16], minimum f16[2][16]: w = scale * nibble + minimum. 640 bytes
+//   Q8    per 32 inputs: 8 lines of [16][4] as q + 128, scale f16[16]: w = scale * q. 544 bytes
+enum class Format : int32_t { F32 = 0, BF16 = 1, Q4 = 2, Q8 = 3 };
+
+constexpr bool is_quantized(Format format) { return format >= Format::Q4; }
+
+// Bytes of one panel of K inputs.
+constexpr int64_t panel_bytes(Format format, int k) {
+  switch (format) {
+    case Format::F32: return int64_t(k) * kPanel * 4;
+    case Format::BF16: return int64_t((k + 1) / 2) * kPanel * 4;
+    case Format::Q4: return int64_t((k + 63) / 64) * 640;
+    case Format::Q8: return int64_t((k + 31) / 32) * 544;
+  }
+  return 0;
+}
+
+// (N, K) or (E, N, K). `gated`: panels alternate gate, up; N is 2 * size and `panels` is even, each
+// half padded to a multiple of two panels, so that 32 hidden features are four consecutive panels.
+struct Weight {
+  Format format;
+  int32_t n;
+  int32_t k;
+  int32_t panels;
+  int32_t experts;
+  bool gated;
+  int64_t panel_stride;   // bytes
+  int64_t expert_stride;  // bytes
+  const uint8_t* data;
+
+  const uint8_t* panel(int index, int expert = 0) const {
+    return data + expert * expert_stride + index * panel_stride;
+  }
+};
+
+// A [rows, K] input of linear layers: float32, or int8 with a scale per 32 inputs, or both.
+// q is zero beyond K up to a multiple of 64. Per row and group: scale, sum = scale * sum(q),
+// start = kMagicBits - 128 * sum(q) (where the sum of a Q8 product starts).
+struct Activations {
+  float* f = nullptr;
+  int64_t f_stride = 0;
+  int8_t* q = nullptr;
+  int64_t q_stride = 0;
+  float* scale = nullptr;
+  float* sum = nullptr;
+  int32_t* start = nullptr;
+  int64_t s_stride = 0;
+
+  Activations row(int64_t index) const {
+    Activations a = *this;
+    if (f) a.f += index * f_stride;
+    if (q) {
+      a.q += index * q_stride;
+      a.scale += index * s_stride;
+      a.sum += index * s_stride;
+      a.start += index * s_stride;
+    }
+    return a;
+  }
+};
+
+enum class Act : int32_t { Silu = 0, GeluTanh = 1, ClampedSwiglu = 2 };
+
+struct Activation {
+  Act kind;
+  float alpha;
+  float limit;
+};
+
+// One layer's pages. Element type bf16 (2 bytes) or f32 (4). Page of one KV head, t = 16 keys or
+// the block size if that is smaller:
+//   bf16  K [block_size/t][D/2][t][2], V [block_size/2][D][2];   f32  K [block_size/t][D][t], V [block_size][D]
+struct LayerPages {
+  uint8_t* base;          // block 0
+  int64_t block_stride;   // bytes from block to block
+  int64_t v_offset;       // bytes from K to V
+  int64_t head_stride;    // bytes from KV head to KV head
+  int32_t block_size;
+  int32_t group;
+  int32_t itemsize;
+
+  uint8_t* k(int32_t block, int head) const { return base + block * block_stride + head * head_stride; }
+  uint8_t* v(int32_t block, int head) const { return k(block, head) + v_offset; }
+};
+
+struct HeadShape {
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+};
+
+struct Rotation {
+  HeadShape shape;
+  int32_t half;          // pairs that turn: D' / 2; 0 for none
+  bool interleaved;      // pairs (2i, 2i + 1), else (i, i + half)
+  const float* q_gain;   // [D] or null
+  const float* k_gain;
+  float eps;
+  float scale;           // of q, the attention's
+};
+
+struct Attention {
+  HeadShape shape;
+  int32_t window;        // 0: none
+  float softcap;         // 0: none
+  const float* sinks;    // [H] or null
+};
+
+}  // namespace penstock

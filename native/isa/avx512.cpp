@@ -1,0 +1,22 @@
+// Kernels for AVX-512 with VNNI. Nothing but these kernels may be compiled here: an inline function of
+// a standard header would reach other translation units with instructions that their machine lacks.
+#define PENSTOCK_ISA avx512
+#include "simd/avx512.h"
+
+#include "core/kernels.h"
+
+namespace penstock::avx512 {
+#include "kernels/exp.inl"
+#include "kernels/norm.inl"
+#include "kernels/linear.inl"
+#include "kernels/rotate.inl"
+#include "kernels/attention.inl"
+#include "kernels/table.inl"
+}  // namespace penstock::avx512
+
+namespace penstock {
+const KernelTable* avx512_kernels() {
+  static constexpr KernelTable table = avx512::make_table("avx512");
+  return &table;
+}
+}  // namespace penstock

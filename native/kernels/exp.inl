@@ -1,0 +1,45 @@
+// exp of 16 floats: Cody-Waite reduction, a polynomial of degree 6 on [-ln2/2, ln2/2]; about 1 ulp.
+// exp(-inf) = 0, NaN stays NaN, results below 2^-126 are 0.
+
+inline f32 exp(f32 x) {
+  const f32 low = set1(-87.33654f);
+  f32 clamped = min(set1(88.72283f), max(low, x));  // of a NaN, both return the second
+  f32 n = round_even(mul(clamped, set1(1.44269504f)));
+  f32 r = fma(n, set1(-0.693359375f), clamped);
+  r = fma(n, set1(2.12194440e-4f), r);
+  f32 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  f32 y = add(fma(mul(r, r), p, r), set1(1.0f));
+  y = mul(y, exp2_int(n));
+  return select_less(x, low, zero(), y);
+}
+
+inline f32 sigmoid(f32 x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
+inline f32 silu(f32 x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+
+// tanh(x) = 1 - 2 / (exp(2x) + 1)
+inline f32 tanh(f32 x) { return sub(set1(1.0f), div(set1(2.0f), add(exp(add(x, x)), set1(1.0f)))); }
+
+// The tanh approximation of GELU (arXiv:1606.08415).
+inline f32 gelu_tanh(f32 x) {
+  f32 inner = mul(mul(fma(mul(x, x), set1(0.044715f), set1(1.0f)), x), set1(0.7978845608f));
+  return mul(mul(set1(0.5f), x), add(set1(1.0f), tanh(inner)));
+}
+
+inline f32 gate(f32 g, f32 up, const Activation& activation) {
+  switch (activation.kind) {
+    case Act::Silu: return mul(silu(g), up);
+    case Act::GeluTanh: return mul(gelu_tanh(g), up);
+    case Act::ClampedSwiglu: {
+      const f32 limit = set1(activation.limit);
+      g = min(g, limit);
+      up = max(min(up, limit), sub(zero(), limit));
+      return mul(mul(g, sigmoid(mul(set1(activation.alpha), g))), add(up, set1(1.0f)));
+    }
+  }
+  return g;
+}

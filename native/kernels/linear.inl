@@ -1,0 +1,251 @@
+// Linear layers: tiles of up to kTileRows rows by one panel of 16 output features.
+//
+// A product's floats see one order whatever the tile: inputs ascending, for quantized weights group
+// by group "acc += scale_x * (scale_w * dot)", then "acc += minimum_w * sum_x"; never split over K.
+
+constexpr int kPrefetch = 1600;  // bytes ahead: measured best between 1.3 and 2.6 KB
+
+// Q4. Two groups a pair of nibbles; integer sums start at kMagicBits (see types.h).
+template <int M>
+inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
+  const f32 magic = set1(-kMagic);
+  for (int g = 0; g < groups; g += 2, panel += 640) {
+    i32 low[M], high[M];
+    for (int r = 0; r < M; ++r) low[r] = high[r] = iset1(kMagicBits);
+    const int8_t* q = a.q + int64_t(g) * kGroup;
+    for (int line = 0; line < 8; ++line) {
+      if (ahead) prefetch(panel + kPrefetch + 64 * line);
+      i32 w = load_line(panel + 64 * line);
+      i32 w0 = low_nibbles(w), w1 = high_nibbles_x16(w);
+      for (int r = 0; r < M; ++r) {
+        low[r] = dot4(low[r], w0, q + r * a.q_stride + 4 * line);
+        high[r] = dot4_nibbles_x16(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
+      }
+    }
+    if (ahead) {
+      prefetch(panel + kPrefetch + 512);
+      prefetch(panel + kPrefetch + 576);
+    }
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
+    {
+      f32 d = load_f16(scales), c = mul(d, magic), m = load_f16(scales + 32);
+      for (int r = 0; r < M; ++r) {
+        f32 t = fma(as_float(low[r]), d, c);
+        acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
+        acc[r] = fma(m, set1(a.sum[r * a.s_stride + g]), acc[r]);
+      }
+    }
+    {
+      f32 d = mul(load_f16(scales + 16), set1(1.0f / 16.0f)), c = mul(d, magic), m = load_f16(scales + 48);
+      for (int r = 0; r < M; ++r) {
+        f32 t = fma(as_float(high[r]), d, c);
+        acc[r] = fma(t, set1(a.scale[r * a.s_stride + g + 1]), acc[r]);
+        acc[r] = fma(m, set1(a.sum[r * a.s_stride + g + 1]), acc[r]);
+      }
+    }
+  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+}
+
+template <int M>
+inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
+  const f32 magic = set1(-kMagic);
+  for (int g = 0; g < groups; ++g, panel += 544) {
+    i32 dot[M];
+    for (int r = 0; r < M; ++r) dot[r] = iset1(a.start[r * a.s_stride + g]);
+    const int8_t* q = a.q + int64_t(g) * kGroup;
+    for (int line = 0; line < 8; ++line) {
+      if (ahead) prefetch(panel + kPrefetch + 64 * line);
+      i32 w = load_line(panel + 64 * line);
+      for (int r = 0; r < M; ++r) dot[r] = dot4(dot[r], w, q + r * a.q_stride + 4 * line);
+    }
+    f32 d = load_f16(reinterpret_cast<const uint16_t*>(panel + 512)), c = mul(d, magic);
+    for (int r = 0; r < M; ++r) {
+      f32 t = fma(as_float(dot[r]), d, c);
+      acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
+    }
+  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+}
+
+template <int M>
+inline void tile_f32(const Activations& a, const uint8_t* panel, int k, bool, float* out) {
+  const float* w = reinterpret_cast<const float*>(panel);
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
+  for (int i = 0; i < k; ++i) {
+    f32 line = load(w + int64_t(i) * kPanel);
+    for (int r = 0; r < M; ++r) acc[r] = fma(line, set1(a.f[r * a.f_stride + i]), acc[r]);
+  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+}
+
+template <int M>
+inline void tile_bf16(const Activations& a, const uint8_t* panel, int k, bool ahead, float* out) {
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
+  int i = 0;
+  for (; i + 1 < k; i += 2, panel += 64) {
+    if (ahead) prefetch(panel + kPrefetch);
+    i32 line = load_line(panel);
+    f32 w0 = bf16_low(line), w1 = bf16_high(line);
+    for (int r = 0; r < M; ++r) {
+      acc[r] = fma(w0, set1(a.f[r * a.f_stride + i]), acc[r]);
+      acc[r] = fma(w1, set1(a.f[r * a.f_stride + i + 1]), acc[r]);
+    }
+  }
+  if (i < k) {
+    f32 w0 = bf16_low(load_line(panel));
+    for (int r = 0; r < M; ++r) acc[r] = fma(w0, set1(a.f[r * a.f_stride + i]), acc[r]);
+  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+}
+
+template <int M>
+inline void tile(const Weight& w, const Activations& a, const uint8_t* panel, bool ahead, float* out) {
+  switch (w.format) {
+    case Format::Q4: return tile_q4<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);
+    case Format::Q8: return tile_q8<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);
+    case Format::F32: return tile_f32<M>(a, panel, w.k, ahead, out);
+    case Format::BF16: return tile_bf16<M>(a, panel, w.k, ahead, out);
+  }
+}
+
+// Rows [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
+inline void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
+  const Weight& w = *args.weight;
+  const Activations a = args.input.row(first);
+  const uint8_t* p = w.panel(panel, args.expert);
+  const bool ahead = args.prefetch && first == 0;
+  switch (rows) {
+    case 1: return tile<1>(w, a, p, ahead, out);
+    case 2: return tile<2>(w, a, p, ahead, out);
+    case 3: return tile<3>(w, a, p, ahead, out);
+    case 4: return tile<4>(w, a, p, ahead, out);
+    case 5: return tile<5>(w, a, p, ahead, out);
+    case 6: return tile<6>(w, a, p, ahead, out);
+    case 7: return tile<7>(w, a, p, ahead, out);
+    default: return tile<8>(w, a, p, ahead, out);
+  }
+}
+
+inline f32 load_bias(const float* bias, int column, int count) {
+  return bias ? load_n(bias + column, count) : zero();
+}
+
+// emit(row, column, count, 16 values with the bias added), row tile by row tile.
+template <typename Emit>
+inline void each_tile(const LinearArgs& args, Emit emit) {
+  alignas(64) float out[kTileRows * kPanel];
+  const Weight& w = *args.weight;
+  for (int panel = args.first; panel < args.last; ++panel) {
+    const int column = panel * kPanel;
+    const int count = w.n - column < kPanel ? w.n - column : kPanel;
+    const f32 bias = load_bias(args.bias, column, count);
+    for (int first = 0; first < args.rows; first += kTileRows) {
+      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
+      product(args, panel, first, rows, out);
+      for (int r = 0; r < rows; ++r) emit(first + r, column, count, add(load(out + r * kPanel), bias));
+    }
+  }
+}
+
+inline void linear(const LinearArgs& args) {
+  const f32 scale = set1(args.scale);
+  if (args.softcap != 0.0f) {
+    const f32 cap = set1(args.softcap), inverse = set1(1.0f / args.softcap);
+    each_tile(args, [&](int row, int column, int count, f32 y) {
+      y = mul(cap, tanh(mul(mul(y, scale), inverse)));
+      store_n(args.out + row * args.out_stride + column, y, count);
+    });
+    return;
+  }
+  each_tile(args, [&](int row, int column, int count, f32 y) {
+    store_n(args.out + row * args.out_stride + column, mul(y, scale), count);
+  });
+}
+
+inline void linear_add(const LinearArgs& args) {
+  const f32 scale = set1(args.scale);
+  each_tile(args, [&](int row, int column, int count, f32 y) {
+    float* x = args.out + row * args.out_stride + column;
+    store_n(x, fma(y, scale, load_n(x, count)), count);
+  });
+}
+
+// Panels gate, up, gate, up -> 32 hidden features, quantized where they are made.
+inline void linear_gated(const LinearArgs& args) {
+  alignas(64) float gates[kTileRows * kPanel], ups[kTileRows * kPanel];
+  alignas(64) float first_half[kTileRows * kPanel];
+  const int size = args.weight->n / 2;
+  for (int unit = args.first; unit < args.last; unit += 4) {
+    for (int first = 0; first < args.rows; first += kTileRows) {
+      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
+      for (int half = 0; half < 2; ++half) {
+        const int column = (unit / 2 + half) * kPanel;
+        const int left = size - column, count = left < 0 ? 0 : left < kPanel ? left : kPanel;
+        product(args, unit + 2 * half, first, rows, gates);
+        product(args, unit + 2 * half + 1, first, rows, ups);
+        const f32 gate_bias = load_bias(args.bias, column, count);
+        const f32 up_bias = args.bias ? load_n(args.bias + size + column, count) : zero();
+        for (int r = 0; r < rows; ++r) {
+          f32 h = gate(add(load(gates + r * kPanel), gate_bias), add(load(ups + r * kPanel), up_bias),
+                       args.activation);
+          const Activations out = args.hidden.row(first + r);
+          if (out.f && count) store_n(out.f + column, h, count);
+          if (half == 0) {
+            store(first_half + r * kPanel, h);
+          } else if (out.q) {
+            quantize_group(load(first_half + r * kPanel), h, out, unit / 4);
+            if (unit + 4 >= args.weight->panels) quantize_tail(size, out);
+          }
+        }
+      }
+    }
+  }
+}
+
+// One row of the matrix as floats.
+inline void embed(const Weight& w, int32_t token, float scale, float* out) {
+  const uint8_t* panel = w.panel(token / kPanel);
+  const int lane = token % kPanel;
+  auto half = [](const uint8_t* p) {
+    alignas(64) uint16_t bits[kPanel] = {};
+    alignas(64) float value[kPanel];
+    __builtin_memcpy(bits, p, 2);
+    store(value, load_f16(bits));
+    return value[0];
+  };
+  for (int i = 0; i < w.k; ++i) {
+    float x = 0;
+    switch (w.format) {
+      case Format::F32: __builtin_memcpy(&x, panel + (int64_t(i) * kPanel + lane) * 4, 4); break;
+      case Format::BF16: {
+        uint16_t high;
+        __builtin_memcpy(&high, panel + ((i / 2) * kPanel + lane) * 4 + (i % 2) * 2, 2);
+        uint32_t bits = uint32_t(high) << 16;
+        __builtin_memcpy(&x, &bits, 4);
+        break;
+      }
+      case Format::Q4: {
+        const uint8_t* pair = panel + (i / 64) * 640;
+        const int odd = (i % 64) / 32;
+        uint8_t byte = pair[((i % 32) / 4) * 64 + lane * 4 + i % 4];
+        float q = float(odd ? byte >> 4 : byte & 15);
+        x = half(pair + 512 + (odd * 16 + lane) * 2) * q + half(pair + 576 + (odd * 16 + lane) * 2);
+        break;
+      }
+      case Format::Q8: {
+        const uint8_t* group = panel + (i / 32) * 544;
+        float q = float(int(group[((i % 32) / 4) * 64 + lane * 4 + i % 4]) - 128);
+        x = half(group + 512 + lane * 2) * q;
+        break;
+      }
+    }
+    out[i] = x * scale;
+  }
+}

@@ -1,0 +1,22 @@
+// The kernel table of the instruction set that is being compiled.
+
+inline void add_entry(float* x, const float* delta, float scale, int n) { add_scaled(x, delta, scale, n); }
+
+constexpr KernelTable make_table(const char* name) {
+  KernelTable table{};
+  table.name = name;
+  table.tile_rows = kTileRows;
+  table.embed = embed;
+  table.norm = norm;
+  table.quantize = quantize;
+  table.add = add_entry;
+  table.linear = linear;
+  table.linear_add = linear_add;
+  table.linear_gated = linear_gated;
+  table.rotate = rotate;
+  table.attend = attend;
+  table.merge = merge;
+  table.add_sigmoid = add_sigmoid;
+  table.argmax = argmax;
+  return table;
+}

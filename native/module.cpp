@@ -1,0 +1,282 @@
+// Python bindings: packing, programs and their execution. Arrays are numpy's, checked here for dtype,
+// shape and order; every call that computes releases the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+
+#include "core/cpu.h"
+#include "core/executor.h"
+#include "core/pack.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace penstock {
+namespace {
+
+template <typename T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+template <typename T, int Dims>
+using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+// A weight in panels: its own memory, or a view of the caller's (a mapped cache file).
+class PackedWeight {
+ public:
+  PackedWeight(int format, int n, int k, int experts, bool gated, std::optional<ConstBytes> data) {
+    weight_.format = Format(format);
+    weight_.n = n;
+    weight_.k = k;
+    weight_.experts = experts;
+    weight_.gated = gated;
+    weight_.panels = panel_count(n, gated);
+    weight_.panel_stride = panel_bytes(weight_.format, k);
+    weight_.expert_stride = weight_.panels * weight_.panel_stride;
+    const size_t bytes = size_t(experts) * weight_.expert_stride;
+    if (data) {
+      require(data->shape(0) == bytes, "packed data of another size than this weight's");
+      weight_.data = data->data();
+      return;
+    }
+    arena_ = Arena(bytes + 4096);  // prefetches run ahead of the last panel
+    weight_.data = arena_.data();
+  }
+
+  const Weight& weight() const { return weight_; }
+  int64_t nbytes() const { return weight_.experts * weight_.expert_stride; }
+
+  void stored(int kind, const Array<uint8_t, 2>& rows, int first, int expert) {
+    require(int64_t(rows.shape(1)) == stored_row_bytes(Stored(kind), weight_.k), "stored rows of another width");
+    require(packed_format(Stored(kind)) == weight_.format, "stored rows of another format");
+    const uint8_t* data = rows.data();
+    const int count = check(rows.shape(0), first, expert);
+    nb::gil_scoped_release release;
+    pack_stored(Stored(kind), data, count, first, weight_, arena_.data() + expert * weight_.expert_stride);
+  }
+
+  void floats(const Array<float, 2>& rows, int first, int expert) {
+    require(int(rows.shape(1)) == weight_.k, "float rows of another width");
+    require(!is_quantized(weight_.format), "float rows for a quantized weight");
+    const float* data = rows.data();
+    const int count = check(rows.shape(0), first, expert);
+    nb::gil_scoped_release release;
+    pack_floats(data, count, first, weight_, arena_.data() + expert * weight_.expert_stride);
+  }
+
+ private:
+  int check(size_t count, int first, int expert) const {
+    require(arena_.data() != nullptr, "a view is not written");
+    require(first >= 0 && int64_t(first) + int64_t(count) <= weight_.n, "rows beyond the weight");
+    require(expert >= 0 && expert < weight_.experts, "no such expert");
+    return int(count);
+  }
+
+  Weight weight_{};
+  Arena arena_;
+};
+
+const float* pointer(const std::optional<Array<float, 1>>& array) { return array ? array->data() : nullptr; }
+
+Rotation rotation(int heads, int kv_heads, int head_dim, int half, bool interleaved,
+                  const std::optional<Array<float, 1>>& q_gain, const std::optional<Array<float, 1>>& k_gain,
+                  float eps, float scale) {
+  return {{heads, kv_heads, head_dim}, half, interleaved, pointer(q_gain), pointer(k_gain), eps, scale};
+}
+
+// Collects operations; `Executor` takes them. Arrays are kept alive by the Python side.
+class Builder {
+ public:
+  Program program;
+
+  int weight(const PackedWeight& weight) {
+    program.weights.push_back(weight.weight());
+    return int(program.weights.size()) - 1;
+  }
+  int rope(const Array<float, 1>& frequencies, float factor) {
+    program.ropes.push_back({{frequencies.data(), frequencies.data() + frequencies.shape(0)}, factor});
+    return int(program.ropes.size()) - 1;
+  }
+};
+
+void bind_builder(nb::module_& m) {
+  nb::class_<Builder>(m, "Builder")
+      .def("__init__",
+           [](Builder* self, int hidden, int vocab, float eps, float embedding_scale, float logit_scale,
+              float logit_softcap) {
+             new (self) Builder();
+             Program& p = self->program;
+             p.hidden = hidden, p.vocab = vocab, p.eps = eps, p.embedding_scale = embedding_scale;
+             p.logit_scale = logit_scale, p.logit_softcap = logit_softcap;
+           },
+           "hidden"_a, "vocab"_a, "eps"_a, "embedding_scale"_a, "logit_scale"_a, "logit_softcap"_a)
+      .def("weight", &Builder::weight)
+      .def("rope", &Builder::rope)
+      .def("ends",
+           [](Builder& self, int embed, int head, const Array<float, 1>& gain) {
+             self.program.embed = embed, self.program.head = head, self.program.final_gain = gain.data();
+           })
+      .def("norm",
+           [](Builder& self, const Array<float, 1>& gain) {
+             Operation op{.code = Code::Norm, .target = Buffer::Normed};
+             op.gain = gain.data();
+             self.program.operations.push_back(op);
+           })
+      .def("add_norm",
+           [](Builder& self, const std::optional<Array<float, 1>>& post, float scale,
+              const std::optional<Array<float, 1>>& gain) {
+             Operation op{.code = Code::AddNorm, .target = Buffer::Normed};
+             op.post_gain = pointer(post), op.scale = scale, op.gain = pointer(gain);
+             self.program.operations.push_back(op);
+           },
+           "post_gain"_a.none(), "scale"_a, "gain"_a.none())
+      .def("linear",
+           [](Builder& self, int source, int target, int weight, const std::optional<Array<float, 1>>& bias,
+              bool add, float scale) {
+             Operation op{.code = add ? Code::AddLinear : Code::Linear,
+                          .source = Buffer(source), .target = Buffer(target), .weight = weight};
+             op.bias = pointer(bias), op.scale = scale;
+             self.program.operations.push_back(op);
+           },
+           "source"_a, "target"_a, "weight"_a, "bias"_a.none(), "add"_a, "scale"_a)
+      .def("gated_linear",
+           [](Builder& self, int source, int target, int weight, const std::optional<Array<float, 1>>& bias, int kind,
+              float alpha, float limit) {
+             Operation op{.code = Code::GatedLinear, .source = Buffer(source), .target = Buffer(target), .weight = weight};
+             op.bias = pointer(bias), op.activation = {Act(kind), alpha, limit};
+             self.program.operations.push_back(op);
+           },
+           "source"_a, "target"_a, "weight"_a, "bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a)
+      .def("rotate",
+           [](Builder& self, int layer, int rope, int heads, int kv_heads, int head_dim, int half, bool interleaved,
+              const std::optional<Array<float, 1>>& q_gain, const std::optional<Array<float, 1>>& k_gain, float eps,
+              float scale) {
+             Operation op{.code = Code::Rotate};
+             op.layer = layer, op.rope = rope;
+             op.rotation = rotation(heads, kv_heads, head_dim, half, interleaved, q_gain, k_gain, eps, scale);
+             self.program.operations.push_back(op);
+           },
+           "layer"_a, "rope"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "half"_a, "interleaved"_a,
+           "q_gain"_a.none(), "k_gain"_a.none(), "eps"_a, "scale"_a)
+      .def("attend",
+           [](Builder& self, int layer, int heads, int kv_heads, int head_dim, int window, float softcap,
+              const std::optional<Array<float, 1>>& sinks) {
+             Operation op{.code = Code::Attend};
+             op.layer = layer;
+             op.attention = {{heads, kv_heads, head_dim}, window, softcap, pointer(sinks)};
+             self.program.operations.push_back(op);
+           },
+           "layer"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "softcap"_a, "sinks"_a.none());
+}
+
+// An executor and what it needs alive.
+class Engine {
+ public:
+  Engine(const Builder& builder, const std::string& isa, std::shared_ptr<ThreadPool> pool)
+      : pool_(std::move(pool)), executor_(builder.program, choose_instruction_set(isa).kernels, pool_.get()) {}
+
+  void bind_kv(const Bytes& pool, int64_t block_stride, const std::vector<std::pair<int, int64_t>>& layers,
+               int64_t v_offset, int64_t head_stride, int block_size, int itemsize) {
+    executor_.program().layers.clear();
+    for (const auto& [group, offset] : layers) {
+      executor_.program().layers.push_back(
+          {pool.data() + offset, block_stride, v_offset, head_stride, block_size, group, itemsize});
+    }
+  }
+
+  void forward(const Array<int32_t, 1>& tokens, const Array<int32_t, 1>& starts, const Array<int32_t, 1>& counts,
+               const std::vector<Array<int32_t, 2>>& tables, const std::optional<Array<int32_t, 1>>& index,
+               const Array<int32_t, 1>& rows, std::optional<Out<float, 2>> out, std::optional<Out<int32_t, 1>> best) {
+    Batch batch;
+    batch.rows = int32_t(starts.shape(0));
+    batch.starts = starts.data(), batch.counts = counts.data(), batch.tokens = tokens.data();
+    batch.index = index ? index->data() : nullptr;
+    for (const auto& table : tables) batch.tables.push_back({table.data(), int64_t(table.shape(1))});
+    const int n = int(rows.shape(0));
+    require(n == 0 || (out && int(out->shape(0)) >= n && int(out->shape(1)) == executor_.program().vocab),
+            "logits [n, vocab] have another shape");
+    float* logits = out ? out->data() : nullptr;
+    int32_t* chosen = best ? best->data() : nullptr;
+    const int32_t* wanted = rows.data();
+    nb::gil_scoped_release release;
+    executor_.forward(batch, wanted, n, logits, chosen);
+  }
+
+  void hidden(const Array<int32_t, 1>& rows, const Out<float, 2>& out) {
+    executor_.hidden(rows.data(), int(rows.shape(0)), out.data());
+  }
+
+  void logits(const Array<int32_t, 1>& rows, const Out<float, 2>& out) {
+    const int32_t* wanted = rows.data();
+    const int n = int(rows.shape(0));
+    float* target = out.data();
+    nb::gil_scoped_release release;
+    executor_.logits(wanted, n, target, nullptr);
+  }
+
+  void head(const Array<float, 2>& hidden, const Out<float, 2>& out) {
+    const float* data = hidden.data();
+    const int n = int(hidden.shape(0));
+    float* target = out.data();
+    nb::gil_scoped_release release;
+    executor_.head(data, n, target);
+  }
+
+  auto take_clocks() { return executor_.take_clocks(); }
+
+ private:
+  std::shared_ptr<ThreadPool> pool_;
+  Executor executor_;
+};
+
+}  // namespace
+}  // namespace penstock
+
+NB_MODULE(_native, m) {
+  using namespace penstock;
+  nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "threads"_a).def_prop_ro("size", &ThreadPool::size);
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def(nb::init<int, int, int, int, bool, std::optional<ConstBytes>>(), "format"_a, "n"_a, "k"_a, "experts"_a,
+           "gated"_a, "data"_a.none() = nb::none(), nb::keep_alive<1, 7>())
+      .def("stored", &PackedWeight::stored, "kind"_a, "rows"_a, "first"_a, "expert"_a)
+      .def("floats", &PackedWeight::floats, "rows"_a, "first"_a, "expert"_a)
+      .def_prop_ro("nbytes", &PackedWeight::nbytes)
+      .def_prop_ro("data", [](PackedWeight& self) {
+        const size_t shape[] = {size_t(self.nbytes())};
+        return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(self.weight().data, 1, shape, nb::find(self));
+      });
+  bind_builder(m);
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::init<const Builder&, const std::string&, std::shared_ptr<ThreadPool>>(), "builder"_a, "isa"_a, "pool"_a)
+      .def("bind_kv", &Engine::bind_kv, "pool"_a, "block_stride"_a, "layers"_a, "v_offset"_a, "head_stride"_a,
+           "block_size"_a, "itemsize"_a, nb::keep_alive<1, 2>())
+      .def("forward", &Engine::forward, "tokens"_a, "starts"_a, "counts"_a, "tables"_a, "index"_a.none(), "rows"_a,
+           "out"_a.none(), "best"_a.none())
+      .def("hidden", &Engine::hidden)
+      .def("logits", &Engine::logits)
+      .def("head", &Engine::head)
+      .def("take_clocks", &Engine::take_clocks);
+  m.def("packed_bytes", [](int format, int n, int k, int experts, bool gated) {
+    return int64_t(experts) * panel_count(n, gated) * panel_bytes(Format(format), k);
+  });
+  m.def("instruction_sets", [] {
+    std::vector<std::tuple<std::string, bool, std::string>> sets;
+    for (const auto& set : instruction_sets()) sets.emplace_back(set.name, set.kernels != nullptr, set.reason);
+    nb::list result;
+    for (const auto& [name, present, reason] : sets) result.append(nb::make_tuple(name, present, reason));
+    return result;
+  });
+}

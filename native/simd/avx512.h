@@ -1,0 +1,118 @@
+// Vectors of 16 floats and 16 int32 for AVX-512 with VNNI. Every kernel is written over these names;
+// simd/avx2.h and simd/portable.h define the same ones.
+//
+// fma(a, b, c) = a * b + c, rounded once. Sums over lanes go in one fixed order.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+using f32 = __m512;
+using i32 = __m512i;
+
+constexpr int kTileRows = 8;  // most rows of a matrix product's tile that fit the registers
+
+inline f32 load(const float* p) { return _mm512_loadu_ps(p); }
+inline f32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
+inline void store(float* p, f32 v) { _mm512_storeu_ps(p, v); }
+inline void store_n(float* p, f32 v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v); }
+inline f32 set1(float x) { return _mm512_set1_ps(x); }
+inline f32 zero() { return _mm512_setzero_ps(); }
+inline f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
+inline f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
+inline f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+inline f32 div(f32 a, f32 b) { return _mm512_div_ps(a, b); }
+inline f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+inline f32 min(f32 a, f32 b) { return _mm512_min_ps(a, b); }
+inline f32 abs(f32 a) { return _mm512_abs_ps(a); }
+inline float hmax(f32 a) { return _mm512_reduce_max_ps(a); }
+
+// Halves are added until one lane is left.
+inline float hsum(f32 a) {
+  __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+  c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+// Lanes i with first + i in [low, high) keep `a`, the others take `other`.
+inline f32 keep_range(f32 a, int first, int low, int high, f32 other) {
+  const i32 lane = _mm512_add_epi32(_mm512_set1_epi32(first),
+                                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  __mmask16 keep = _mm512_cmp_epi32_mask(lane, _mm512_set1_epi32(low), _MM_CMPINT_NLT) &
+                   _mm512_cmp_epi32_mask(lane, _mm512_set1_epi32(high), _MM_CMPINT_LT);
+  return _mm512_mask_blend_ps(keep, other, a);
+}
+
+inline f32 load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline f32 load_bf16(const uint16_t* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+
+inline i32 izero() { return _mm512_setzero_si512(); }
+inline i32 iset1(int32_t x) { return _mm512_set1_epi32(x); }
+inline i32 load_line(const void* p) { return _mm512_loadu_si512(p); }
+inline i32 load_line_n(const void* p, int n) { return _mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), p); }
+inline f32 as_float(i32 a) { return _mm512_castsi512_ps(a); }
+inline f32 to_float(i32 a) { return _mm512_cvtepi32_ps(a); }
+inline i32 round_to_int(f32 a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
+inline int32_t hsum(i32 a) { return _mm512_reduce_add_epi32(a); }
+
+// The two bfloat16 of every lane as floats: the low half's, the high half's.
+inline f32 bf16_low(i32 a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+inline f32 bf16_high(i32 a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(0xFFFF0000))); }
+
+inline i32 low_nibbles(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi8(0x0F)); }
+inline i32 high_nibbles_x16(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi8(int8_t(0xF0))); }
+
+// Per lane: acc + sum of its four unsigned bytes times the four signed bytes at `a`.
+inline i32 dot4(i32 acc, i32 line, const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, 4);
+  return _mm512_dpbusd_epi32(acc, line, _mm512_set1_epi32(four));
+}
+inline i32 dot4_nibbles_x16(i32 acc, i32 line, const int8_t* a) { return dot4(acc, line, a); }
+
+// 16 int32 in -128..127 to 16 bytes.
+inline void store_i8(int8_t* p, i32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+
+inline i32 iadd(i32 a, i32 b) { return _mm512_add_epi32(a, b); }
+
+// max |x| over two vectors; a NaN or infinity among them is the result (their bits compare as largest).
+inline float abs_peak(f32 a, f32 b) {
+  const i32 mask = _mm512_set1_epi32(0x7FFFFFFF);
+  i32 peak = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), mask),
+                              _mm512_and_si512(_mm512_castps_si512(b), mask));
+  int32_t bits = _mm512_reduce_max_epi32(peak);
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+inline bool any_nan(f32 a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+
+// Per lane: x < limit ? yes : no; a NaN in x takes `no`.
+inline f32 select_less(f32 x, f32 limit, f32 yes, f32 no) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes);
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// 2^n for integral n in [-126, 127], given as floats.
+inline f32 exp2_int(f32 n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+inline f32 round_even(f32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+}  // namespace penstock::PENSTOCK_ISA
