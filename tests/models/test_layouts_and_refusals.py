@@ -161,7 +161,7 @@ def test_older_gemma3_rope_keys(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
             "rope scaling 'dynamic' is not supported; supported are default, linear",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization 'gptq'"),
+        ({"quantization_config": {"quant_method": "quip"}}, "quantization 'quip' .* gptq, awq"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"num_key_value_heads": 3}, "4 attention heads can't share 3 KV heads"),
         ({"intermediate_size": 73}, r"gate_proj.weight' gives shape \(72, 48\), .* says \(73, 48\)"),

@@ -6,6 +6,7 @@ a tensor that is missing, misshapen or has no place. Loading then only reads.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,13 +28,16 @@ from penstock.models.weights.source import open_source
 
 Progress = Callable[[str, float], None]
 
+log = logging.getLogger("penstock.models")
+
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the headers say. `id` is the file's or folder's name; `context` the declared longest one.
 
     file_bytes: tensors as stored; parameters: weights that the model holds, a tied head once;
     storage: the element type that most weights have; revision: digest of the content; tensors: shape
-    and stored type of everything that the model holds.
+    and stored type of everything that the model holds; quantization: "" or what a quantized checkpoint
+    says it is; notes: what is served otherwise than it prescribes, in sentences.
     """
 
     id: str
@@ -47,6 +51,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     context: int
     revision: str
     tensors: tuple[tuple[tuple[int, ...], str], ...]
+    quantization: str = ""
+    notes: tuple[str, ...] = ()
 
     def weight_bytes(self, backend: str = "auto") -> int:
         """Bytes that the weights will take in memory under `backend`."""
@@ -82,8 +88,10 @@ def inspect_model(path: Path | str) -> ModelInfo:
         spec = architecture.spec(config)
         tensors = resolve(source, names, spec)
         stored: Counter[str] = Counter()
-        for name in source.names():
-            stored[source.dtype(name)] += prod(source.shape(name))
+        for part in tensors.parts():
+            stored[part.dtype] += prod(part.shape)
+        for note in tensors.notes:
+            log.info("%s: %s", path, note)
         return ModelInfo(
             id=path.stem if path.is_file() else path.resolve().name,
             path=path,
@@ -96,6 +104,8 @@ def inspect_model(path: Path | str) -> ModelInfo:
             context=spec.max_context,
             revision=source.revision,
             tensors=tuple((part.shape, part.dtype) for part in tensors.parts()),
+            quantization=tensors.quantization,
+            notes=tensors.notes,
         )
     except ModelRefused as refused:
         raise ModelRefused(f"{path}: {refused.message}") from None

@@ -10,6 +10,9 @@ name with `{e}` for an expert, followed by `:view`s:
     row        (n,) -> (1, n)
     mxfp4      NAME_blocks and NAME_scales of a GPT-OSS checkpoint
 
+A weight of a quantized checkpoint goes by its plain name here ("….weight"); `weights.quantization`
+finds what it is stored as.
+
 Invariants: resolving reads headers only; every tensor of the file is used, ignorable by pattern, or
 named in a refusal.
 """
@@ -24,12 +27,14 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.errors import ModelRefused
+from penstock.kernels.codes import QuantizedCodes
 from penstock.kernels.ops import WeightTensor
 from penstock.models.spec import DecoderSpec, Shape, layer_tensors, model_tensors, part_rows
+from penstock.models.weights.dequantize import FP4_E2M1
+from penstock.models.weights.quantization import Quantization, quantization_of
 from penstock.models.weights.source import WeightSource
 
 Table = Mapping[str, tuple[str, ...]]
-FP4_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 class TensorNames(Struct, frozen=True):
@@ -59,6 +64,9 @@ class Stored:
     def raw(self) -> np.ndarray | None:
         return self.source.raw(self.name).reshape(*self.shape[:-1], -1)
 
+    def codes(self) -> None:
+        return None
+
 
 class Viewed:
     """A tensor seen through `change`, a numpy function; `raw_change` does the same to stored rows."""
@@ -84,6 +92,9 @@ class Viewed:
         stored = self.base.raw() if self._raw_change else None
         return None if stored is None or self._raw_change is None else self._raw_change(stored)
 
+    def codes(self) -> None:
+        return None
+
 
 class Stacked:
     """E tensors of one shape as (E, …)."""
@@ -101,6 +112,16 @@ class Stacked:
     def raw(self) -> np.ndarray | None:
         rows = [part.raw() for part in self.parts]
         return None if any(row is None for row in rows) else np.stack(rows)  # type: ignore[arg-type]
+
+    def codes(self) -> QuantizedCodes | None:
+        """Of all parts, if they are quantized alike."""
+        found = [codes for part in self.parts if (codes := part.codes()) is not None]
+        kinds = {(codes.bits, codes.group, codes.activation) for codes in found}
+        if len(found) != len(self.parts) or len(kinds) != 1:
+            return None
+        arrays = (np.stack([getattr(c, name) for c in found]) for name in ("values", "scale", "offset"))
+        values, scale, offset = arrays
+        return QuantizedCodes(values, found[0].bits, found[0].group, scale, offset, found[0].activation)
 
 
 class Mxfp4:
@@ -131,6 +152,9 @@ class Mxfp4:
     def raw(self) -> np.ndarray | None:
         return None
 
+    def codes(self) -> None:
+        return None
+
 
 def apply_view(tensor: WeightTensor, view: str) -> WeightTensor:
     shape = tensor.shape
@@ -150,10 +174,15 @@ def apply_view(tensor: WeightTensor, view: str) -> WeightTensor:
 
 
 class Tensors(Struct, frozen=True):
-    """Canonical name -> parts, for the model and for each layer."""
+    """Canonical name -> parts, for the model and for each layer.
+
+    quantization: "" or what the checkpoint is quantized as; notes: what is done otherwise than it
+    prescribes."""
 
     model: dict[str, list[WeightTensor]]
     layers: list[dict[str, list[WeightTensor]]]
+    quantization: str = ""
+    notes: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[WeightTensor]:
         for group in (self.model, *self.layers):
@@ -165,6 +194,7 @@ class _Resolver:
     def __init__(self, source: WeightSource, names: TensorNames) -> None:
         self.source, self.names = source, names
         self.present = set(source.names())
+        self.quantization: Quantization | None = quantization_of(source)
         self.used: set[str] = set()
         embed = names.model["embed"][0]
         self.root = next(
@@ -174,11 +204,6 @@ class _Resolver:
     def full(self, prefix: str, part: str) -> str:
         name = prefix + part
         return self.root + name.removeprefix("model.") if name.startswith("model.") else name
-
-    def has(self, name: str) -> bool:
-        return (
-            name.replace("{e}", "0") in self.present or name.replace("{e}", "0") + "_blocks" in self.present
-        )
 
     def part(self, prefix: str, text: str, experts: int) -> WeightTensor:
         name, *views = self.full(prefix, text).split(":")
@@ -196,7 +221,10 @@ class _Resolver:
             tensor = apply_view(tensor, view)
         return tensor
 
-    def stored(self, name: str) -> Stored:
+    def stored(self, name: str) -> WeightTensor:
+        if self.quantization is not None and (found := self.quantization.find(name)) is not None:
+            self.used.update(found[1])
+            return found[0]
         if name not in self.present:
             raise ModelRefused(
                 f"tensor {name!r} is missing; the model is incomplete or of another architecture"
@@ -225,12 +253,17 @@ class _Resolver:
 
     def _fits(self, prefix: str, text: str) -> bool:
         name, *views = self.full(prefix, text).replace("{e}", "0").split(":")
-        return (name + "_blocks" if views[:1] == ["mxfp4"] else name) in self.present
+        if (name + "_blocks" if views[:1] == ["mxfp4"] else name) in self.present:
+            return True
+        return self.quantization is not None and self.quantization.find(name) is not None
 
     def leftover(self) -> list[str]:
         spare = sorted(self.present - self.used)
         return [
-            name for name in spare if not any(fnmatchcase(name, pattern) for pattern in self.names.ignored)
+            name
+            for name in spare
+            if not any(fnmatchcase(name, pattern) for pattern in self.names.ignored)
+            and not (self.quantization is not None and self.quantization.spare(name))
         ]
 
 
@@ -257,7 +290,10 @@ def resolve(source: WeightSource, names: TensorNames, spec: DecoderSpec) -> Tens
             f"tensor {spare[0]!r} has no place in this architecture ({len(spare)} such tensors); "
             "it is a feature that Penstock does not serve, or a file of another model"
         )
-    return Tensors(model, layers)
+    quantization = resolver.quantization
+    if quantization is None:
+        return Tensors(model, layers)
+    return Tensors(model, layers, quantization.summary, tuple(quantization.notes))
 
 
 def with_names(base: TensorNames, **changes: Any) -> TensorNames:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from penstock.errors import ModelRefused
 from penstock.models.arch import (
     gemma2,
@@ -32,9 +30,6 @@ _MODULES = (
 )  # fmt: skip
 ARCHITECTURES: dict[str, Architecture] = {m.ARCHITECTURE.name: m.ARCHITECTURE for m in _MODULES}
 
-# Quantized checkpoints whose tensors the name tables know; others would fail on a name, obscurely.
-_QUANT_METHODS = ("mxfp4",)
-
 
 def identify(source: WeightSource) -> tuple[Architecture, Config, TensorNames]:
     """The architecture of `source`, its configuration and its tensor names (ModelRefused if none)."""
@@ -46,7 +41,6 @@ def identify(source: WeightSource) -> tuple[Architecture, Config, TensorNames]:
     model_type = source.config.get("model_type")
     for architecture in ARCHITECTURES.values():
         if model_type in architecture.model_types:
-            _check_quantization(source.config)
             return architecture, Config(config), architecture.hf_names
     known = ", ".join(t for a in ARCHITECTURES.values() for t in a.model_types)
     raise ModelRefused(f"architecture {model_type!r} is not supported; supported are {known}")
@@ -62,12 +56,3 @@ def _identify_gguf(source: WeightSource) -> tuple[Architecture, Config, TensorNa
     architecture = next((a for a in served if a.gguf_experts == experts), served[0])
     config = gguf_config(source, str(name))
     return architecture, Config(config | architecture.gguf_extra(source, config)), architecture.gguf_names
-
-
-def _check_quantization(config: dict[str, Any]) -> None:
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method is not None and method not in _QUANT_METHODS:
-        raise ModelRefused(
-            f"quantization {method!r} of a safetensors model is not supported, "
-            f"only {', '.join(_QUANT_METHODS)} is; use the unquantized weights or a GGUF file"
-        )

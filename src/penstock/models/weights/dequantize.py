@@ -24,6 +24,7 @@ BlockFunction = Callable[[np.ndarray, np.ndarray], None]
 _CHUNK_ELEMENTS = 1 << 16  # 256 KiB of float32 and its temporaries stay in a 1 to 2 MiB second-level cache
 
 _IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+FP4_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # twice e2m1
 
 
