@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from penstock.bench.metrics import Spread, Summary
 
 
-def as_json(summary: Summary, workload: dict[str, Any], machine: dict[str, Any], date: str | None) -> bytes:
+def as_json(summary: Struct, workload: dict[str, Any], machine: dict[str, Any], date: str | None) -> bytes:
     """One indented JSON object. `date` is passed in: a report is a function of its inputs."""
     report = {"date": date, "machine": machine, "workload": workload, "result": summary}
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"

@@ -1,6 +1,6 @@
-"""`penstock bench offline|serve`: measure the engine alone, or a server of the OpenAI API.
+"""`penstock bench offline|serve|quality`: measure the engine alone, a server of the OpenAI API, quality.
 
-Both take the same workloads and print the same table; `--output` keeps it as JSON with a
+The first two take the same workloads and print the same table; `--output` keeps it as JSON with a
 description of the machine.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.bench.options import WorkloadOptions
+from penstock.cli.bench_quality import quality
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, build
 from penstock.errors import ConfigError, EngineUnavailable
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from penstock.bench.metrics import Record
     from penstock.bench.workloads import Item
 
-app = typer.Typer(help="Measure latency, throughput and goodput.", no_args_is_help=True)
+app = typer.Typer(help="Measure latency, throughput and goodput, and quality.", no_args_is_help=True)
+app.command("quality")(quality)
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write the report here as JSON")]
 TtftMs = Annotated[float | None, typer.Option("--ttft-ms", help="goodput target: time to first token")]
