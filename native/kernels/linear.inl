@@ -5,23 +5,23 @@
 
 constexpr int kPrefetch = 1600;  // bytes ahead: measured best between 1.3 and 2.6 KB
 
-// Q4. Two groups a pair of nibbles; integer sums start at kMagicBits (see types.h).
+// Q4. Two groups a pair of nibbles; their totals are kMagicBits + dot and kMagicBits + 16 * dot (types.h).
 template <int M>
 inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
   f32 acc[M];
   for (int r = 0; r < M; ++r) acc[r] = zero();
   const f32 magic = set1(-kMagic);
   for (int g = 0; g < groups; g += 2, panel += 640) {
-    i32 low[M], high[M];
-    for (int r = 0; r < M; ++r) low[r] = high[r] = iset1(kMagicBits);
+    NibbleDot low[M], high[M];
+    for (int r = 0; r < M; ++r) low[r] = high[r] = nibble_start();
     const int8_t* q = a.q + int64_t(g) * kGroup;
     for (int line = 0; line < 8; ++line) {
       if (ahead) prefetch(panel + kPrefetch + 64 * line);
       i32 w = load_line(panel + 64 * line);
-      i32 w0 = low_nibbles(w), w1 = high_nibbles_x16(w);
+      i32 w0 = low_nibbles(w), w1 = high_nibbles(w);
       for (int r = 0; r < M; ++r) {
-        low[r] = dot4(low[r], w0, q + r * a.q_stride + 4 * line);
-        high[r] = dot4_nibbles_x16(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
+        low[r] = dot_nibbles(low[r], w0, q + r * a.q_stride + 4 * line);
+        high[r] = dot_nibbles(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
       }
     }
     if (ahead) {
@@ -32,7 +32,7 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
     {
       f32 d = load_f16(scales), c = mul(d, magic), m = load_f16(scales + 32);
       for (int r = 0; r < M; ++r) {
-        f32 t = fma(as_float(low[r]), d, c);
+        f32 t = scale_total(low_total(low[r]), d, c);
         acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
         acc[r] = fma(m, set1(a.sum[r * a.s_stride + g]), acc[r]);
       }
@@ -40,7 +40,7 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
     {
       f32 d = mul(load_f16(scales + 16), set1(1.0f / 16.0f)), c = mul(d, magic), m = load_f16(scales + 48);
       for (int r = 0; r < M; ++r) {
-        f32 t = fma(as_float(high[r]), d, c);
+        f32 t = scale_total(high_total(high[r]), d, c);
         acc[r] = fma(t, set1(a.scale[r * a.s_stride + g + 1]), acc[r]);
         acc[r] = fma(m, set1(a.sum[r * a.s_stride + g + 1]), acc[r]);
       }
@@ -56,16 +56,16 @@ inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool
   const f32 magic = set1(-kMagic);
   for (int g = 0; g < groups; ++g, panel += 544) {
     i32 dot[M];
-    for (int r = 0; r < M; ++r) dot[r] = iset1(a.start[r * a.s_stride + g]);
+    for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
     for (int line = 0; line < 8; ++line) {
       if (ahead) prefetch(panel + kPrefetch + 64 * line);
       i32 w = load_line(panel + 64 * line);
-      for (int r = 0; r < M; ++r) dot[r] = dot4(dot[r], w, q + r * a.q_stride + 4 * line);
+      for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
     }
     f32 d = load_f16(reinterpret_cast<const uint16_t*>(panel + 512)), c = mul(d, magic);
     for (int r = 0; r < M; ++r) {
-      f32 t = fma(as_float(dot[r]), d, c);
+      f32 t = scale_total(dot[r], d, c);
       acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
     }
   }
@@ -115,22 +115,17 @@ inline void tile(const Weight& w, const Activations& a, const uint8_t* panel, bo
   }
 }
 
+// The tile of exactly `rows` rows, 1..M.
+template <int M = kTileRows>
+inline void tile_of(int rows, const Weight& w, const Activations& a, const uint8_t* panel, bool ahead, float* out) {
+  if (rows == M) return tile<M>(w, a, panel, ahead, out);
+  if constexpr (M > 1) tile_of<M - 1>(rows, w, a, panel, ahead, out);
+}
+
 // Rows [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
 inline void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
-  const Weight& w = *args.weight;
-  const Activations a = args.input.row(first);
-  const uint8_t* p = w.panel(panel, args.expert);
   const bool ahead = args.prefetch && first == 0;
-  switch (rows) {
-    case 1: return tile<1>(w, a, p, ahead, out);
-    case 2: return tile<2>(w, a, p, ahead, out);
-    case 3: return tile<3>(w, a, p, ahead, out);
-    case 4: return tile<4>(w, a, p, ahead, out);
-    case 5: return tile<5>(w, a, p, ahead, out);
-    case 6: return tile<6>(w, a, p, ahead, out);
-    case 7: return tile<7>(w, a, p, ahead, out);
-    default: return tile<8>(w, a, p, ahead, out);
-  }
+  tile_of(rows, *args.weight, args.input.row(first), args.weight->panel(panel, args.expert), ahead, out);
 }
 
 inline f32 load_bias(const float* bias, int column, int count) {
