@@ -34,10 +34,11 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// A weight in panels: its own memory, or a view of the caller's (a mapped cache file).
+// A weight in panels, over the caller's memory: zeroed bytes to pack into, or a finished form (a cache file).
 class PackedWeight {
  public:
-  PackedWeight(int format, int n, int k, int experts, bool gated, std::optional<ConstBytes> data) {
+  PackedWeight(int format, int n, int k, int experts, bool gated, const ConstBytes& data, bool writable)
+      : out_(writable ? const_cast<uint8_t*>(data.data()) : nullptr) {
     weight_.format = Format(format);
     weight_.n = n;
     weight_.k = k;
@@ -46,14 +47,8 @@ class PackedWeight {
     weight_.panels = panel_count(n, gated);
     weight_.panel_stride = panel_bytes(weight_.format, k);
     weight_.expert_stride = weight_.panels * weight_.panel_stride;
-    const size_t bytes = size_t(experts) * weight_.expert_stride;
-    if (data) {
-      require(data->shape(0) == bytes, "packed data of another size than this weight's");
-      weight_.data = data->data();
-      return;
-    }
-    arena_ = Arena(bytes + 4096);  // prefetches run ahead of the last panel
-    weight_.data = arena_.data();
+    weight_.data = data.data();
+    require(int64_t(data.shape(0)) == nbytes(), "data of another size than this weight's");
   }
 
   const Weight& weight() const { return weight_; }
@@ -65,7 +60,7 @@ class PackedWeight {
     const uint8_t* data = rows.data();
     const int count = check(rows.shape(0), first, expert);
     nb::gil_scoped_release release;
-    pack_stored(Stored(kind), data, count, first, weight_, arena_.data() + expert * weight_.expert_stride);
+    pack_stored(Stored(kind), data, count, first, weight_, out_ + expert * weight_.expert_stride);
   }
 
   void floats(const Array<float, 2>& rows, int first, int expert) {
@@ -74,19 +69,19 @@ class PackedWeight {
     const float* data = rows.data();
     const int count = check(rows.shape(0), first, expert);
     nb::gil_scoped_release release;
-    pack_floats(data, count, first, weight_, arena_.data() + expert * weight_.expert_stride);
+    pack_floats(data, count, first, weight_, out_ + expert * weight_.expert_stride);
   }
 
  private:
   int check(size_t count, int first, int expert) const {
-    require(arena_.data() != nullptr, "a view is not written");
+    require(out_ != nullptr, "this weight is not writable");
     require(first >= 0 && int64_t(first) + int64_t(count) <= weight_.n, "rows beyond the weight");
     require(expert >= 0 && expert < weight_.experts, "no such expert");
     return int(count);
   }
 
   Weight weight_{};
-  Arena arena_;
+  uint8_t* out_;
 };
 
 const float* pointer(const std::optional<Array<float, 1>>& array) { return array ? array->data() : nullptr; }
@@ -179,7 +174,20 @@ void bind_builder(nb::module_& m) {
              op.attention = {{heads, kv_heads, head_dim}, window, softcap, pointer(sinks)};
              self.program.operations.push_back(op);
            },
-           "layer"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "softcap"_a, "sinks"_a.none());
+           "layer"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "softcap"_a, "sinks"_a.none())
+      .def("experts",
+           [](Builder& self, int gate_up, int down, const std::optional<Array<float, 1>>& gate_up_bias,
+              const std::optional<Array<float, 1>>& down_bias, int kind, float alpha, float limit, int top_k,
+              bool softmax_before, bool normalize) {
+             Operation op{.code = Code::Experts};
+             op.weight = gate_up, op.weight2 = down, op.bias = pointer(gate_up_bias), op.bias2 = pointer(down_bias);
+             op.activation = {Act(kind), alpha, limit};
+             op.top_k = top_k, op.softmax_before = softmax_before, op.normalize = normalize;
+             self.program.operations.push_back(op);
+           },
+           "gate_up"_a, "down"_a, "gate_up_bias"_a.none(), "down_bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a,
+           "top_k"_a, "softmax_before"_a, "normalize"_a)
+      .def("add_sigmoid", [](Builder& self) { self.program.operations.push_back({.code = Code::AddSigmoid}); });
 }
 
 // An executor and what it needs alive.
@@ -215,6 +223,34 @@ class Engine {
     executor_.forward(batch, wanted, n, logits, chosen);
   }
 
+  // The same over a request table: row r is the request in slots[r], its tokens are tokens[slots[r]]
+  // from starts[r] on, its blocks tables[g][slots[r]]. Rows with samples[r] want logits after their last
+  // token, in order; returns their number.
+  int step(const Array<int32_t, 2>& tokens, const std::vector<Array<int32_t, 2>>& tables,
+           const Array<int32_t, 1>& slots, const Array<int32_t, 1>& starts, const Array<int32_t, 1>& counts,
+           const Array<bool, 1>& samples, const Out<float, 2>& out, const Out<int32_t, 1>& best) {
+    Batch batch;
+    batch.rows = int32_t(slots.shape(0));
+    batch.starts = starts.data(), batch.counts = counts.data(), batch.index = slots.data();
+    for (const auto& table : tables) batch.tables.push_back({table.data(), int64_t(table.shape(1))});
+    step_tokens_.clear();
+    step_rows_.clear();
+    for (int r = 0; r < batch.rows; ++r) {
+      const int32_t* row = tokens.data() + int64_t(batch.index[r]) * int64_t(tokens.shape(1)) + batch.starts[r];
+      step_tokens_.insert(step_tokens_.end(), row, row + batch.counts[r]);
+      if (samples.data()[r]) step_rows_.push_back(int32_t(step_tokens_.size()) - 1);
+    }
+    batch.tokens = step_tokens_.data();
+    const int n = int(step_rows_.size());
+    require(int(out.shape(0)) >= n && int(best.shape(0)) >= n && int(out.shape(1)) == executor_.program().vocab,
+            "logits [n, vocab] or best [n] have another shape");
+    float* logits = out.data();
+    int32_t* chosen = best.data();
+    nb::gil_scoped_release release;
+    executor_.forward(batch, step_rows_.data(), n, logits, chosen);
+    return n;
+  }
+
   void hidden(const Array<int32_t, 1>& rows, const Out<float, 2>& out) {
     executor_.hidden(rows.data(), int(rows.shape(0)), out.data());
   }
@@ -240,24 +276,23 @@ class Engine {
  private:
   std::shared_ptr<ThreadPool> pool_;
   Executor executor_;
+  std::vector<int32_t> step_tokens_, step_rows_;
 };
 
 }  // namespace
 }  // namespace penstock
 
 NB_MODULE(_native, m) {
+  // A model that lives until the interpreter ends is no leak.
+  nb::set_leak_warnings(false);
   using namespace penstock;
   nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "threads"_a).def_prop_ro("size", &ThreadPool::size);
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def(nb::init<int, int, int, int, bool, std::optional<ConstBytes>>(), "format"_a, "n"_a, "k"_a, "experts"_a,
-           "gated"_a, "data"_a.none() = nb::none(), nb::keep_alive<1, 7>())
+      .def(nb::init<int, int, int, int, bool, const ConstBytes&, bool>(), "format"_a, "n"_a, "k"_a, "experts"_a,
+           "gated"_a, "data"_a, "writable"_a, nb::keep_alive<1, 7>())
       .def("stored", &PackedWeight::stored, "kind"_a, "rows"_a, "first"_a, "expert"_a)
       .def("floats", &PackedWeight::floats, "rows"_a, "first"_a, "expert"_a)
-      .def_prop_ro("nbytes", &PackedWeight::nbytes)
-      .def_prop_ro("data", [](PackedWeight& self) {
-        const size_t shape[] = {size_t(self.nbytes())};
-        return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(self.weight().data, 1, shape, nb::find(self));
-      });
+      .def_prop_ro("nbytes", &PackedWeight::nbytes);
   bind_builder(m);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const Builder&, const std::string&, std::shared_ptr<ThreadPool>>(), "builder"_a, "isa"_a, "pool"_a)
@@ -265,6 +300,8 @@ NB_MODULE(_native, m) {
            "block_size"_a, "itemsize"_a, nb::keep_alive<1, 2>())
       .def("forward", &Engine::forward, "tokens"_a, "starts"_a, "counts"_a, "tables"_a, "index"_a.none(), "rows"_a,
            "out"_a.none(), "best"_a.none())
+      .def("step", &Engine::step, "tokens"_a, "tables"_a, "slots"_a, "starts"_a, "counts"_a, "samples"_a, "out"_a,
+           "best"_a)
       .def("hidden", &Engine::hidden)
       .def("logits", &Engine::logits)
       .def("head", &Engine::head)

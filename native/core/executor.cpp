@@ -5,13 +5,12 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "core/lane.h"
+
 namespace penstock {
 namespace {
 
-constexpr int kPrivateTokens = 4;   // up to so many tokens every thread makes norms for itself
-constexpr int kPrefetchRows = 32;   // up to so many rows the weights' way from memory decides
 constexpr int kQueryTile = 16;      // tokens of one attention item
-constexpr int kChunk = 8;           // panels claimed at once, at most
 constexpr int kExtraPhases = 8;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -21,22 +20,6 @@ double now() {
 }
 
 }  // namespace
-
-struct Executor::Lane {
-  Team& team;
-  int thread;
-  int phase;
-  bool small;  // few tokens: norms are private
-
-  // fn(first, last) for every chunk this thread gets of `total` items.
-  template <typename Fn>
-  void share(int total, int chunk, Fn fn) {
-    for (int first = team.claim(phase, chunk); first < total; first = team.claim(phase, chunk)) {
-      fn(first, std::min(first + chunk, total));
-    }
-    ++phase;
-  }
-};
 
 Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool)
     : program_(std::move(program)), kernels_(kernels), pool_(pool) {
@@ -67,12 +50,22 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
         as_floats_[int(Buffer::Mixed)] = true;
         if (op.attention.shape.head_dim > kMaxHeadDim) throw std::invalid_argument("head_dim above 512");
         break;
+      case Code::Experts:
+        reads(Buffer::Normed, op.weight);
+        reads(Buffer::PairInput, op.weight);
+        reads(Buffer::PairHidden, op.weight2);
+        need(Buffer::PairOutput, p.hidden);
+        choices_ = std::max(choices_, op.top_k);
+        if (op.top_k < 1 || op.top_k > kMaxChoices) throw std::invalid_argument("top_k outside 1 .. 64");
+        phases_ += 2;
+        break;
       default: break;
     }
     phases_ += 3;
   }
   phases_ += kExtraPhases;
-  for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared}) {
+  for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared,
+                        Buffer::PairOutput}) {
     as_floats_[int(buffer)] = true;
   }
   cos_.resize(p.ropes.size());
@@ -108,7 +101,7 @@ void Executor::layout(int tokens) {
     return a;
   };
   for (int b = 0; b < int(Buffer::Count); ++b) {
-    shared_[b] = place(b, tokens);
+    shared_[b] = place(b, b >= int(Buffer::PairInput) ? tokens * choices_ : tokens);
     floats_[b] = shared_[b].f;
   }
   private_.resize(pool_->size());
@@ -117,6 +110,7 @@ void Executor::layout(int tokens) {
     mine[int(Buffer::Normed)] = place(int(Buffer::Normed), kPrivateTokens);
     mine[int(Buffer::Mixed)] = place(int(Buffer::Mixed), kPrivateTokens);
     mine[int(Buffer::Mixed)].f = shared_[int(Buffer::Mixed)].f;
+    mine[int(Buffer::PairInput)] = place(int(Buffer::PairInput), kPrivateTokens * choices_);
   }
   if (!base) arena_ = Arena(used);
 }
@@ -127,6 +121,11 @@ void Executor::grow(int tokens) {
   arena_ = Arena();
   layout(capacity_);
   layout(capacity_);
+  routes_.resize(pool_->size());
+  for (Routes& routes : routes_) {
+    for (auto* each : {&routes.ids, &routes.rank}) each->resize(size_t(capacity_) * choices_);
+    routes.weights.resize(size_t(capacity_) * choices_);
+  }
 }
 
 void Executor::plan(const Batch& batch) {
@@ -200,7 +199,7 @@ void Executor::plan_items(std::vector<Item>& items, bool split) {
 }
 
 Activations Executor::input(const Lane& lane, Buffer buffer) const {
-  const bool own = lane.small && (buffer == Buffer::Normed || buffer == Buffer::Mixed);
+  const bool own = lane.small && (buffer == Buffer::Normed || buffer == Buffer::Mixed || buffer == Buffer::PairInput);
   return own ? private_[lane.thread][int(buffer)] : shared_[int(buffer)];
 }
 
@@ -436,6 +435,8 @@ void Executor::run(Lane& lane) {
       case Code::GatedLinear: linear(lane, op); break;
       case Code::Rotate: rotate(lane, op); break;
       case Code::Attend: attend(lane, op); break;
+      case Code::Experts: mix_experts(lane, op); break;
+      case Code::AddSigmoid: add_sigmoid(lane); break;
     }
     clock(int(op.code));
   }

@@ -32,6 +32,16 @@ struct Batch {
   std::vector<BlockTable> tables;
 };
 
+// The experts that a step's tokens chose, and their pairs (token, choice) grouped by expert (experts.cpp).
+struct Routes {
+  std::vector<int32_t> ids;      // [T, top_k], best first
+  std::vector<float> weights;    // [T, top_k]
+  std::vector<int32_t> rank;     // [T, top_k]: row of the pair among the grouped ones
+  std::vector<int32_t> active, begins, counts;
+
+  void group(const Routes& chosen, int pairs, int experts);
+};
+
 class Executor {
  public:
   Executor(Program program, const KernelTable* kernels, ThreadPool* pool);
@@ -74,6 +84,10 @@ class Executor {
   void linear(Lane& lane, const Operation& op);
   void rotate(Lane& lane, const Operation& op);
   void attend(Lane& lane, const Operation& op);
+  const Routes& route(Lane& lane, const Operation& op);
+  void expert_product(Lane& lane, const Operation& op, bool gated);
+  void mix_experts(Lane& lane, const Operation& op);
+  void add_sigmoid(Lane& lane);
   void run_head(Lane& lane);
   Activations input(const Lane& lane, Buffer buffer) const;
   float* rows(Buffer buffer) const { return floats_[int(buffer)]; }
@@ -91,6 +105,8 @@ class Executor {
   Arena arena_;
   int capacity_ = 0;
   int phases_ = 0;
+  int choices_ = 0;             // most experts that a token chooses
+  std::vector<Routes> routes_;  // per thread
 
   // The step.
   const Batch* batch_ = nullptr;

@@ -83,6 +83,11 @@ struct KernelTable {
   void (*merge)(const Attention&, const float* partials, int ranges, int first_head, int heads, float* out);
   // x += sigmoid(gate) * delta
   void (*add_sigmoid)(float* x, const float* delta, float gate, int n);
+  // scores [experts] -> ids and weights [top_k] (see kernels/experts.inl)
+  void (*route)(const float* scores, int experts, int top_k, bool softmax_before, bool normalize, int32_t* ids,
+                float* weights);
+  // out [n] = sum of weights[j] * rows[j], j < count
+  void (*mix)(const float* const* rows, const float* weights, int count, int n, float* out);
   // index of the largest, of equal ones the first; a NaN wins
   int (*argmax)(const float* x, int n);
 };

@@ -18,9 +18,14 @@ enum class Code : int32_t {
   GatedLinear,  // target = act(gate) * up of source . weight + bias
   Rotate,       // qkv -> q, pages of `layer`
   Attend,       // q -> mixed
+  Experts,      // scores route; delta = the chosen experts' gated products of normed, weighed
+  AddSigmoid,   // delta += sigmoid(scores[0]) * shared
 };
 
-enum class Buffer : int32_t { X, Normed, Qkv, Q, Mixed, Hidden, Delta, Scores, Shared, Count };
+// From PairInput on: a row per token and chosen expert, for the executor itself.
+enum class Buffer : int32_t {
+  X, Normed, Qkv, Q, Mixed, Hidden, Delta, Scores, Shared, PairInput, PairHidden, PairOutput, Count
+};
 
 struct Operation {
   Code code;

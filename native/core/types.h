@@ -14,6 +14,7 @@ constexpr int kKeyTile = 16;    // keys of one attention tile
 constexpr int kKeyBlock = 64;   // keys between two updates of a softmax's running maximum
 constexpr int kKeyRange = 512;  // keys whose partial softmax is one work item's; merged in order
 constexpr int kMaxHeadDim = 512;
+constexpr int kMaxChoices = 64;  // experts of one token
 
 // 0x4B400000 as float is 12582912 = 1.5 * 2^23: an integer sum that starts there is, read as a
 // float, that sum plus 12582912, exactly, while it stays within +-2^22.

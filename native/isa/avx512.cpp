@@ -6,12 +6,7 @@
 #include "core/kernels.h"
 
 namespace penstock::avx512 {
-#include "kernels/exp.inl"
-#include "kernels/norm.inl"
-#include "kernels/linear.inl"
-#include "kernels/rotate.inl"
-#include "kernels/attention.inl"
-#include "kernels/table.inl"
+#include "kernels/all.inl"
 }  // namespace penstock::avx512
 
 namespace penstock {

@@ -17,6 +17,8 @@ constexpr KernelTable make_table(const char* name) {
   table.attend = attend;
   table.merge = merge;
   table.add_sigmoid = add_sigmoid;
+  table.route = route;
+  table.mix = mix;
   table.argmax = argmax;
   return table;
 }

@@ -2,7 +2,7 @@
 
 The pool starts as NaN, block ids are shuffled, and every undefined entry of a block table (before a
 window's first needed block, beyond the context) is an id far outside the pool, so that a wrong
-read is an IndexError or a NaN.
+read is an IndexError or a NaN. A native pool is poisoned byte by byte (0xFF…: NaN in every float form).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from penstock.kernels.batch import Batch
 from penstock.kv.groups import LayerKV, plan_layout
 from penstock.models.forward import Model
+from penstock.models.lowered import LoweredModel
 from penstock.models.spec import kv_layers
 
 NOWHERE = 1 << 30
@@ -22,14 +23,24 @@ NOWHERE = 1 << 30
 class PagedRunner:
     """`step({row: tokens})` computes the next tokens of some rows; rows are made as they are named."""
 
-    def __init__(self, model: Model, block_size: int = 4, num_blocks: int = 600, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model | LoweredModel,
+        block_size: int = 4,
+        num_blocks: int = 600,
+        seed: int = 0,
+        itemsize: int = 4,
+    ) -> None:
         self.model = model
         self.block_size = block_size
-        self.layout = plan_layout([LayerKV(*layer) for layer in kv_layers(model.spec)], block_size, 4)
-        self.kv = model.allocate_kv(self.layout, num_blocks)
-        for layer in self.kv:
-            layer.k[...] = np.nan
-            layer.v[...] = np.nan
+        self.layout = plan_layout([LayerKV(*layer) for layer in kv_layers(model.spec)], block_size, itemsize)
+        self.kv: Any = model.allocate_kv(self.layout, num_blocks)
+        if isinstance(model, LoweredModel):
+            self.kv.data[...] = 0xFF
+        else:
+            for layer in self.kv:
+                layer.k[...] = np.nan
+                layer.v[...] = np.nan
         self.free = [int(b) for b in np.random.default_rng(seed).permutation(num_blocks)]
         self.lengths: dict[Any, int] = {}
         self.blocks: dict[Any, list[dict[int, int]]] = {}
@@ -75,10 +86,14 @@ class PagedRunner:
         return tuple(tables)
 
     def _give_back(self, group: int, block: int) -> None:
-        for layer in self.kv:
-            if layer.group == group:
-                layer.k[block] = np.nan
-                layer.v[block] = np.nan
+        if isinstance(self.model, LoweredModel):  # blocks belong to one group at a time
+            size = self.layout.block_bytes
+            self.kv.data[block * size : (block + 1) * size] = 0xFF
+        else:
+            for layer in self.kv:
+                if layer.group == group:
+                    layer.k[block] = np.nan
+                    layer.v[block] = np.nan
         self.free.insert(0, block)
 
     def greedy(self, row: Any, prompt: list[int], count: int) -> list[int]:

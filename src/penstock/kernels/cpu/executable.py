@@ -85,6 +85,24 @@ class Executable:
         tables = [np.ascontiguousarray(table) for table in batch.tables]
         self._engine.forward(batch.tokens, batch.starts, counts, tables, index, rows, logits, best)
 
+    def step(
+        self,
+        tokens: np.ndarray,
+        tables: Sequence[np.ndarray],
+        slots: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        samples: np.ndarray,
+        logits: np.ndarray,
+        best: np.ndarray,
+    ) -> int:
+        """One step over a request table: row r is the request in slots[r], counts[r] tokens from starts[r].
+
+        tokens int32[slots, longest], tables int32[slots, blocks] per group, samples bool[R]. The n rows that
+        sample get logits float32[>=n, V] and their argmax int32[>=n], in the order of rows; returns n.
+        """
+        return int(self._engine.step(tokens, tables, slots, starts, counts, samples, logits, best))
+
     def hidden(self, rows: np.ndarray) -> np.ndarray:
         """float32[n, d]: final-normed hidden states of tokens of the last forward."""
         out = np.empty((len(rows), self.program.hidden_size), np.float32)
@@ -108,7 +126,13 @@ class Executable:
         slot = layout.block_size * layout.kv_heads * layout.head_dim * layout.itemsize
         layers = [(group, place * 2 * slot) for group, place in layout.layer_place]
         self._engine.bind_kv(
-            pool, layout.block_bytes, layers, slot, slot // layout.kv_heads, layout.block_size, layout.itemsize
+            pool,
+            layout.block_bytes,
+            layers,
+            slot,
+            slot // layout.kv_heads,
+            layout.block_size,
+            layout.itemsize,
         )
 
     def take_clocks(self) -> dict[str, float]:
@@ -155,8 +179,25 @@ class Executable:
                     op.layer, shape.heads, shape.kv_heads, shape.head_dim,
                     params.window or 0, params.softcap or 0.0, self._vector(op.sinks),
                 )  # fmt: skip
-            case MixExperts() | AddSigmoidGated():
-                raise NotImplementedError
+            case MixExperts():
+                self._experts(op)
+            case AddSigmoidGated():
+                builder.add_sigmoid()
+
+    def _experts(self, op: MixExperts) -> None:
+        biases = op.biases or (None, None)
+        self._builder.experts(
+            gate_up=self._weight(op.gate_up),
+            down=self._weight(op.down),
+            gate_up_bias=self._vector(biases[0]),
+            down_bias=self._vector(biases[1]),
+            kind=ACTIVATIONS[op.activation.kind],
+            alpha=op.activation.alpha,
+            limit=op.activation.limit,
+            top_k=op.top_k,
+            softmax_before=op.softmax == "before",
+            normalize=op.normalize,
+        )
 
     def _rotate(self, op: Rotate) -> None:
         gains = (None, None) if op.gains is None else (self._vector(op.gains[0]), self._vector(op.gains[1]))

@@ -1,0 +1,30 @@
+// Lane: what one thread knows while it runs a step's operations.
+#pragma once
+
+#include <algorithm>
+
+#include "core/executor.h"
+
+namespace penstock {
+
+constexpr int kPrivateTokens = 4;   // up to so many tokens every thread makes norms and routes for itself
+constexpr int kPrefetchRows = 32;   // up to so many rows the weights' way from memory decides
+constexpr int kChunk = 8;           // panels claimed at once, at most
+
+struct Executor::Lane {
+  Team& team;
+  int thread;
+  int phase;
+  bool small;  // few tokens: norms are private
+
+  // fn(first, last) for every chunk this thread gets of `total` items.
+  template <typename Fn>
+  void share(int total, int chunk, Fn fn) {
+    for (int first = team.claim(phase, chunk); first < total; first = team.claim(phase, chunk)) {
+      fn(first, std::min(first + chunk, total));
+    }
+    ++phase;
+  }
+};
+
+}  // namespace penstock
