@@ -1,0 +1,1 @@
+"""The benchmark suite behind `make bench` (`benchmarks/run.py`): engines, scenarios, alternation, report."""
