@@ -1,39 +1,111 @@
 #include "core/cpu.h"
 
+#include <initializer_list>
 #include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace penstock {
 namespace {
 
-// " missing: a b", or "found: …" if all are there.
-struct Features {
-  std::string found, missing;
-  void add(const char* name, bool present) { (present ? found : missing) += std::string(" ") + name; }
+struct Feature {
+  const char* name;
+  bool present;
 };
 
-std::vector<InstructionSet> detect() {
-  std::vector<InstructionSet> sets;
+class Sets {
+ public:
+  void add(const char* name, const KernelTable* (*kernels)(), std::initializer_list<Feature> features) {
+    std::string found, missing;
+    for (const Feature& feature : features) (feature.present ? found : missing) += std::string(" ") + feature.name;
+    const bool present = missing.empty();
+    const std::string reason = present ? (found.empty() ? "runs anywhere" : "found" + found) : "missing" + missing;
+    sets_.push_back({name, present ? kernels() : nullptr, reason});
+  }
+  // One that this build has no kernels for.
+  void leave_out(const char* name) { sets_.push_back({name, nullptr, "left out: the compiler did not know it"}); }
+
+  std::vector<InstructionSet> take() { return std::move(sets_); }
+
+ private:
+  std::vector<InstructionSet> sets_;
+};
+
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  auto add = [&](const char* name, const KernelTable* kernels, const Features& f) {
-    const bool present = f.missing.empty();
-    sets.push_back({name, present ? kernels : nullptr, present ? "found" + f.found : "missing" + f.missing});
-  };
-  Features wide;
-  wide.add("avx512f", __builtin_cpu_supports("avx512f"));
-  wide.add("avx512bw", __builtin_cpu_supports("avx512bw"));
-  wide.add("avx512vl", __builtin_cpu_supports("avx512vl"));
-  wide.add("avx512dq", __builtin_cpu_supports("avx512dq"));
-  wide.add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
-  add("avx512", avx512_kernels(), wide);
-#endif
-  return sets;
+
+// Bits of cpuid that compilers' __builtin_cpu_supports does not know everywhere. Their registers are
+// those of AVX, whose support by the system it does check.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+// __builtin_cpu_supports asks the processor, and by XGETBV whether the system saves the registers.
+void detect(Sets& sets) {
+  __builtin_cpu_init();
+#if defined(PENSTOCK_WITH_AVX512)
+  sets.add("avx512", avx512_kernels,
+           {{"avx512f", bool(__builtin_cpu_supports("avx512f"))},
+            {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
+            {"avx512vl", bool(__builtin_cpu_supports("avx512vl"))},
+            {"avx512dq", bool(__builtin_cpu_supports("avx512dq"))},
+            {"avx512_vnni", bool(__builtin_cpu_supports("avx512vnni"))}});
+#else
+  sets.leave_out("avx512");
+#endif
+  const Feature avx2{"avx2", bool(__builtin_cpu_supports("avx2"))}, fma{"fma", bool(__builtin_cpu_supports("fma"))},
+      f16c{"f16c", has_f16c()};
+#if defined(PENSTOCK_WITH_AVXVNNI)
+  sets.add("avxvnni", avxvnni_kernels, {avx2, fma, f16c, {"avx_vnni", has_avx_vnni()}});
+#else
+  sets.leave_out("avxvnni");
+#endif
+#if defined(PENSTOCK_WITH_AVX2)
+  sets.add("avx2", avx2_kernels, {avx2, fma, f16c});
+#else
+  sets.leave_out("avx2");
+#endif
+}
+
+#elif defined(__aarch64__)
+
+void detect(Sets& sets) {
+#if defined(PENSTOCK_WITH_DOTPROD)
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+  const bool present = getauxval(AT_HWCAP) & kDotProducts;
+#else
+  const bool present = true;  // every Apple processor with aarch64 Macs
+#endif
+  sets.add("dotprod", dotprod_kernels, {{"asimddp", present}});
+#else
+  sets.leave_out("dotprod");
+#endif
+}
+
+#else
+
+void detect(Sets&) {}
+
+#endif
 
 }  // namespace
 
 const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> sets = detect();
+  static const std::vector<InstructionSet> sets = [] {
+    Sets all;
+    detect(all);
+    all.add("portable", portable_kernels, {});
+    return all.take();
+  }();
   return sets;
 }
 
@@ -42,7 +114,7 @@ const InstructionSet& choose_instruction_set(const std::string& name) {
   for (const InstructionSet& set : instruction_sets()) {
     if (set.kernels && (name == "auto" || name == set.name)) return set;
     if (name == set.name) {
-      throw std::invalid_argument("instruction set " + name + " is not supported by this processor: " + set.reason);
+      throw std::invalid_argument("instruction set " + name + " cannot be used here: " + set.reason);
     }
     known += ", " + set.name;
   }

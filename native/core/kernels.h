@@ -95,8 +95,11 @@ struct KernelTable {
 // Bytes of float per (token, head) of a partial: [D] values, maximum, sum.
 constexpr int partial_floats(int head_dim) { return head_dim + 2; }
 
+// Those that the compiler and the architecture have (CMakeLists.txt, core/cpu.cpp).
 const KernelTable* avx512_kernels();
+const KernelTable* avxvnni_kernels();
 const KernelTable* avx2_kernels();
+const KernelTable* dotprod_kernels();
 const KernelTable* portable_kernels();
 
 }  // namespace penstock
