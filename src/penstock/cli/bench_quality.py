@@ -28,6 +28,7 @@ def quality(
     """Compare a model as served with its float32 weights: KL divergence, agreement, perplexity."""
     from penstock.bench import quality as bench
     from penstock.cli import console
+    from penstock.cli.start import ensure_model
     from penstock.config import EngineSettings, build
     from penstock.engine.build import KV_BYTES
     from penstock.kernels.backend import BackendOptions, open_backend
@@ -36,6 +37,9 @@ def quality(
 
     settings = build(EngineSettings, model=model, backend=backend, weights=weights, kv_dtype=kv_dtype)
     opened = open_backend(settings.backend, BackendOptions(weights=settings.weights, kv=settings.kv_dtype))
+    for name in (model, against):
+        if name is not None:
+            ensure_model(name)
     path = resolve(model)
     reference_path = path if against is None else resolve(against)
     text, sequences = bench.read_passages(reference_path, count)

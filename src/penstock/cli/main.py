@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import batch, bench, chat, doctor, engine, models, pull, run, serve
+from penstock.cli import batch, bench, chat, doctor, engine, models, pull, quantize, run, serve
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("batch")(batch.batch)
 app.command("pull")(pull.pull)
+app.command("quantize")(quantize.quantize)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)

@@ -1,4 +1,5 @@
-"""safetensors reader: one file, or a folder (one file or shards named by an index), memory-mapped.
+"""safetensors: a reader of one file or a folder (one file or shards named by an index), memory-mapped,
+and a writer of one file.
 
 Invariants: the header is checked before any of it is used (length against the file, offsets against
 shapes and dtypes, no holes, no overlaps), so a damaged file ends in ModelRefused; tensor data is
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 import numpy as np
@@ -229,3 +231,63 @@ def _check_contiguous(path: Path, tensors: Iterable[SafetensorsInfo], start: int
         at += info.nbytes
     if at != size:
         raise _damaged(path, f"its tensors end at byte {at}, the file has {size}")
+
+
+class SafetensorsWriter:
+    """Writes one file: the tensors are declared first, then given one by one in any order.
+
+        with SafetensorsWriter(path, {"w": ("F32", (2, 3))}) as writer:
+            writer.write("w", array)
+
+    The file appears under its name when the block ends well, whole; nothing is left after an exception.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """tensors: name -> (dtype of ITEM_BYTES, row-major shape)."""
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        at = 0
+        # The widest elements first: with the padded header every tensor is then aligned to its own.
+        for name, (dtype, shape) in sorted(tensors.items(), key=lambda t: (-ITEM_BYTES[t[1][0]], t[0])):
+            nbytes = math.prod(shape) * ITEM_BYTES[dtype]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+            self._places[name] = (at, nbytes)
+            at += nbytes
+        encoded = msgspec.json.encode(header)
+        encoded += b" " * (-len(encoded) % 8)
+        self._head = len(encoded).to_bytes(8, "little") + encoded
+        self._missing = set(self._places)
+        self._partial = path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> Self:
+        self._file = self._partial.open("wb")
+        self._file.write(self._head)
+        return self
+
+    def write(self, name: str, data: np.ndarray) -> None:
+        """`data` in the declared element type (BF16 as uint16), C-contiguous. ValueError for another size."""
+        at, nbytes = self._places[name]
+        if data.nbytes != nbytes:
+            raise ValueError(f"{name}: {data.nbytes} bytes given, {nbytes} declared")
+        self._file.seek(len(self._head) + at)
+        self._file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+        self._missing.discard(name)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        complete = kind is None and not self._missing
+        if complete:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if complete:
+            self._partial.replace(self.path)
+            return
+        self._partial.unlink()
+        if kind is None:
+            raise ValueError(f"{self.path}: never written: {', '.join(sorted(self._missing))}")

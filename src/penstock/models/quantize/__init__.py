@@ -1,0 +1,1 @@
+"""Quantizing a model: what `penstock quantize` does, from plan to folder."""
