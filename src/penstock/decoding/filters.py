@@ -4,18 +4,20 @@ Every filter takes one row and returns the positions it keeps, ascending, so tha
 shorter arrays. Each keeps at least one token, and decides ties by token id (the lower id stays), so that
 the result is defined to the bit. None sorts a whole row: the sets are found by selection, in linear time.
 
-`weights` are unnormalized probabilities, float64[m], the largest exactly 1 (see draw.weights).
+`scores` are float32[m] before temperature and give the order; `weights` are what temperature makes of them
+(draw.weights), int64[m], and give the mass: whole numbers, so that sums do not depend on their order.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-_BLOCK = 256  # entries per block maximum; 192 maxima stand for a vocabulary of 49,152
-_MANTISSA_SHIFT = 47  # keeps a float64's exponent and 5 bits of its mantissa: 32 buckets per octave
-_SHIFT_BUCKETS = 64  # buckets per nat of distance from the entropy
-_MAX_SHIFT_BUCKET = 1 << 16  # 1024 nats; float64 weights vanish below exp(-745)
+from penstock.decoding.draw import UNIT
 
+_BLOCK = 256  # entries per block maximum; 192 maxima stand for a vocabulary of 49,152
+_BUCKETS = 2000
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k largest scores (all if k exceeds their number), ascending.
@@ -49,57 +51,72 @@ def _at_least_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.flatnonzero(scores >= bound)
 
 
-def top_p(weights: np.ndarray, mass: float) -> np.ndarray:
+def top_p(scores: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
     """Positions of the smallest set of most probable tokens whose probability reaches `mass`.
 
     Nucleus sampling, Holtzman et al. 2019 (arXiv:1904.09751). 0 < mass <= 1.
     """
-    total = weights.sum()
+    total = int(weights.sum())
     # Tokens below this bound hold less than 1 - mass together, so the nucleus is complete without them;
     # halved to stay clear of rounding.
     bound = 0.5 * (1.0 - mass) * total / len(weights)
-    candidates = np.flatnonzero(weights >= bound)
-    kept = weights[candidates]
-    # The bit patterns of positive floats are ordered like the floats.
-    bits = kept.view(np.int64)
-    bucket = (bits.max() - bits) >> _MANTISSA_SHIFT
-    return candidates[_cheapest(-kept, bucket, kept, mass * total)]
+    candidates = np.flatnonzero(weights >= max(1.0, bound))
+    cost = np.subtract(scores.max(), scores[candidates], dtype=np.float64)
+    return candidates[_cheapest(cost, weights[candidates], _goal(mass, total))]
 
 
 def min_p(weights: np.ndarray, share: float) -> np.ndarray:
     """Positions of tokens at least `share` times as probable as the most probable one.
 
-    Nguyen et al. 2024 (arXiv:2407.01082). 0 <= share <= 1.
+    Nguyen et al. 2024 (arXiv:2407.01082). 0 <= share <= 1. The most probable one must be among the tokens.
     """
-    return np.flatnonzero(weights >= share)
+    return np.flatnonzero(weights >= share / UNIT)
 
 
-def typical_p(weights: np.ndarray, mass: float) -> np.ndarray:
+def typical_p(scores: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
     """Positions of the tokens whose information is closest to the entropy, until they reach `mass`.
 
     Locally typical sampling, Meister et al. 2022 (arXiv:2202.00666). 0 < mass <= 1.
+
+    With p = exp(score / temperature) / Z, information is log Z - score / temperature and entropy its mean:
+    a token's distance from it is that of its score from the mean score, in units of the temperature.
     """
-    probs = weights / weights.sum()
-    with np.errstate(divide="ignore"):
-        information = -np.log(probs)
-    possible = probs > 0
-    entropy = float((probs[possible] * information[possible]).sum())
-    cost = np.abs(information - entropy)
-    bucket = np.minimum(cost * _SHIFT_BUCKETS, _MAX_SHIFT_BUCKET).astype(np.int64)
-    return np.flatnonzero(_cheapest(cost, bucket, probs, mass))
+    total = int(weights.sum())
+    candidates = np.flatnonzero(weights)
+    shares = weights[candidates]
+    shifted = np.subtract(scores[candidates], scores.max(), dtype=np.float64)
+    mean = float((shares * shifted).sum()) / total
+    return candidates[_cheapest(np.abs(shifted - mean), shares, _goal(mass, total))]
 
 
-def _cheapest(cost: np.ndarray, bucket: np.ndarray, weights: np.ndarray, goal: float) -> np.ndarray:
+def _goal(mass: float, total: int) -> int:
+    """Units that hold `mass` of `total`; at least 1."""
+    return max(1, math.ceil(mass * float(total)))
+
+
+def _cheapest(cost: np.ndarray, weights: np.ndarray, goal: int) -> np.ndarray:
     """bool[m]: tokens in order of rising cost (then position) until their weights sum to `goal`.
 
-    bucket: int64[m], any monotone coarsening of `cost`. Only the bucket in which the sum passes the goal
-    is sorted. Rounding may leave the sum of all below a goal next to it: no bucket passes, all are kept.
+    cost: float64[m], finite, >= 0. Only the bucket of costs in which the sum passes the goal is sorted. All
+    are kept if they sum to less.
     """
-    sums = np.bincount(bucket, weights=weights).cumsum()
-    border = int(np.searchsorted(sums, goal))
+    widest = cost.max()
+    bucket = (cost * (_BUCKETS / widest if widest else 0.0)).astype(np.int16)
+    # bincount adds in float64: sums of large rows are rounded, so the border is looked up, then made exact.
+    border = int(np.searchsorted(np.bincount(bucket, weights=weights).cumsum(), goal))
     keep = bucket < border
-    inside = np.flatnonzero(bucket == border)
+    before = int(weights[keep].sum())
+    while before >= goal:
+        border -= 1
+        keep = bucket < border
+        before = int(weights[keep].sum())
+    while True:
+        inside = np.flatnonzero(bucket == border)
+        reached = before + weights[inside].sum()
+        if reached >= goal or border >= _BUCKETS:
+            break
+        keep[inside] = True
+        before, border = int(reached), border + 1
     inside = inside[np.argsort(cost[inside], kind="stable")]
-    reached = weights[inside].cumsum() + (sums[border - 1] if border else 0.0)
-    keep[inside[: np.searchsorted(reached, goal) + 1]] = True
+    keep[inside[: np.searchsorted(before + weights[inside].cumsum(), goal) + 1]] = True
     return keep

@@ -5,18 +5,19 @@ float32, natural logarithm. Rows are handled one by one, so a row's values do no
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from penstock.decoding import draw
 from penstock.decoding.filters import top_k
 from penstock.decoding.params import RowLogprobs
 
 
 def log_normalizer(row: np.ndarray) -> np.float32:
-    """log(sum(exp(row))) of float32[V]; terms in float32, their sum in float64."""
-    peak = row.max()
-    with np.errstate(over="ignore"):  # float32's whole range apart: the lesser score has probability 0
-        terms = np.exp(row - peak)
-    return np.float32(peak + np.log(terms.sum(dtype=np.float64)))
+    """log(sum(exp(row))) of float32[V], from exact sums: see draw."""
+    total = int(draw.weights(row, 1.0).sum())
+    return np.float32(float(row.max()) + math.log(float(total) * draw.UNIT))
 
 
 def best(row: np.ndarray, k: int) -> np.ndarray:

@@ -135,14 +135,14 @@ class _Row:
             ids = filters.top_k(scores, sampling.top_k)
             scores = scores[ids]
         weights = draw.weights(scores, sampling.temperature)
-        for keep, amount, neutral in (
-            (filters.top_p, sampling.top_p, 1.0),
-            (filters.min_p, sampling.min_p, 0.0),
-            (filters.typical_p, sampling.typical_p, 1.0),
+        for amount, neutral, keep in (
+            (sampling.top_p, 1.0, filters.top_p),
+            (sampling.min_p, 0.0, lambda _, weights, share: filters.min_p(weights, share)),
+            (sampling.typical_p, 1.0, filters.typical_p),
         ):
             if amount != neutral:
-                kept = keep(weights, amount)
-                weights = weights[kept]
+                kept = keep(scores, weights, amount)
+                scores, weights = scores[kept], weights[kept]
                 ids = kept if ids is None else ids[kept]
         position = draw.inverse_cdf(weights, uniform)
         return position if ids is None else int(ids[position])
@@ -164,6 +164,11 @@ class Sampler:
     """
 
     def __init__(self, num_slots: int, vocab_size: int) -> None:
+        """vocab_size: at most draw.MAX_TOKENS."""
+        if vocab_size > draw.MAX_TOKENS:
+            raise PenstockError(
+                f"a vocabulary of {vocab_size} tokens is beyond {draw.MAX_TOKENS}, what draws are exact for"
+            )
         self._rows: list[_Row | None] = [None] * num_slots
         self._vocab_size = vocab_size
 
