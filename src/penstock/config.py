@@ -27,8 +27,22 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     model: Annotated[str, Meta(description="catalogue name, GGUF file or safetensors folder")] = "smollm2"
     backend: Annotated[
-        Literal["auto", "reference"],
+        Literal["auto", "cpu", "reference"],
         Meta(description="kernel backend; auto takes the fastest that serves the model"),
+    ] = "auto"
+    weights: Annotated[
+        Literal["file", "float32", "bf16", "int8", "int4"],
+        Meta(description="form of the weights; file: the file's precision, float32: the exact path"),
+    ] = "file"
+    kv_dtype: Annotated[
+        Literal["auto", "float32", "bf16", "int8"],
+        Meta(description="form of the KV; auto: bf16, or float32 with float32 weights"),
+    ] = "auto"
+    threads: Annotated[
+        PositiveInt | None, Meta(description="threads that compute; None: the cores this process may use")
+    ] = None
+    instruction_set: Annotated[
+        str, Meta(description="of the cpu backend, see `penstock doctor`; auto: the best present")
     ] = "auto"
     max_context: Annotated[
         PositiveInt | None, Meta(description="tokens; None: what the model declares and the KV pool can hold")

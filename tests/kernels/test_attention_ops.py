@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.kernels.batch import Batch, LayerKV
-from penstock.kernels.ops import AttentionParams, HeadShape, Ops, backends, get_ops
+from penstock.kernels.backend import OpTableBackend, open_backend
+from penstock.kernels.ops import AttentionParams, HeadShape, Ops
 from penstock.kernels.reference import attention as reference_attention
 from penstock.kernels.reference import plan as reference_plan
 
@@ -19,9 +20,11 @@ TOLERANCE = 2e-5
 NOWHERE = 1 << 30
 
 
-@pytest.fixture(scope="module", params=backends())
+@pytest.fixture(scope="module", params=["reference"])
 def ops(request: pytest.FixtureRequest) -> Ops:
-    return get_ops(request.param)
+    backend = open_backend(request.param)
+    assert isinstance(backend, OpTableBackend)
+    return backend.ops
 
 
 @st.composite
@@ -124,7 +127,7 @@ def test_attention_in_small_pieces(case: dict[str, Any], score_bytes: int, gathe
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_attention, "SCORE_BYTES", score_bytes)
         patch.setattr(reference_plan, "GATHER_BYTES", gather_bytes)
-        got = scene.run(get_ops("reference"))
+        got = scene.run(open_backend("reference").ops)
     assert np.abs(got - scene.expected()).max() < TOLERANCE
 
 
@@ -151,7 +154,7 @@ def test_long_prefill_memory_is_bounded() -> None:
     """Red if the scores of a long prefill are held at once: 16 heads × 4096² would be 1 GiB."""
     import tracemalloc
 
-    ops = get_ops("reference")
+    ops = open_backend("reference").ops
     length, shape = 4096, HeadShape(16, 2, 8)
     kv = LayerKV(
         k=np.zeros((256, 16, 2, 8), np.float32),

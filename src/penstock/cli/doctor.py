@@ -134,11 +134,14 @@ def _packages(settings: EngineSettings) -> Iterator[Finding]:
 
 
 def _backend(settings: EngineSettings) -> Iterator[Finding]:
-    from penstock.kernels.ops import backends, get_ops, resolve_backend
+    from penstock.kernels.backend import backend_names, open_backend, resolve_backend, unavailable
 
     chosen = resolve_backend(settings.backend)
-    get_ops(chosen)
-    why = "asked for" if settings.backend != "auto" else f"auto; known: {', '.join(backends())}"
+    open_backend(chosen)
+    why = "asked for" if settings.backend != "auto" else f"auto; known: {', '.join(backend_names())}"
+    for name in backend_names():
+        if reason := unavailable(name):
+            yield Finding("note", "backend", f"{name}: {reason}")
     yield Finding("ok", "backend", f"{chosen} ({why})")
     if chosen == "reference":
         yield Finding(

@@ -24,11 +24,15 @@ from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
 
 if TYPE_CHECKING:
-    from penstock.kernels.ops import Ops
+    from penstock.decoding.sampling import Sampler
+    from penstock.kernels.backend import Backend
+    from penstock.models.forward import Model
     from penstock.models.load import ModelInfo
+    from penstock.models.lowered import LoweredModel
 
 # A pool that holds fewer tokens than this serves nobody; refusing says more than crawling.
 MIN_POOL_TOKENS = 64
+KV_BYTES = {"float32": 4, "bf16": 2}  # of one element
 
 
 class CoreShape(Struct, frozen=True, kw_only=True):
@@ -128,7 +132,7 @@ def longest_context(layout: KVLayout, num_blocks: int, declared: int, chunk: int
 class EnginePlan(Struct, frozen=True, kw_only=True):
     """What an engine will take of this machine, decided from the model's headers alone."""
 
-    ops: Ops
+    backend: Backend
     layout: KVLayout
     memory: MemoryPlan
     num_blocks: int
@@ -147,28 +151,38 @@ class EnginePlan(Struct, frozen=True, kw_only=True):
 
 def plan_engine(settings: EngineSettings, info: ModelInfo) -> EnginePlan:
     """The plan for an inspected model; takes no memory. ModelRefused if it does not fit."""
-    from penstock.engine.runner import PROMPT_LOGIT_ROWS
-    from penstock.kernels.ops import get_ops
+    from penstock.engine.request_rows import PROMPT_LOGIT_ROWS
+    from penstock.kernels.backend import BackendOptions, open_backend
     from penstock.models.spec import kv_layers, workspace_bytes
     from penstock.observe.machine import available_memory
 
     spec = info.spec
-    ops = get_ops(settings.backend)
+    options = BackendOptions(
+        weights=settings.weights,
+        kv=settings.kv_dtype,
+        instruction_set=settings.instruction_set,
+        threads=settings.threads,
+    )
+    backend = open_backend(settings.backend, options)
     logit_rows = max(settings.max_running, PROMPT_LOGIT_ROWS)
-    layout = plan_layout([LayerKV(*layer) for layer in kv_layers(spec)], settings.block_size, itemsize=4)
+    layout = plan_layout(
+        [LayerKV(*layer) for layer in kv_layers(spec)], settings.block_size, KV_BYTES[backend.kv_form]
+    )
     memory = plan_memory(
         settings,
         layout,
         available_memory(),
-        weights=info.weight_bytes(settings.backend),
-        workspace=workspace_bytes(spec, settings.token_budget, logit_rows, ops.attention_workspace_bytes),
+        weights=info.weight_bytes(backend),
+        workspace=workspace_bytes(spec, settings.token_budget, logit_rows, backend.attention_workspace_bytes),
     )
     num_blocks = memory.kv // layout.block_bytes
     declared = min(spec.max_context, settings.max_context or spec.max_context)
     # With a step in flight, the window behind both chunks is still held.
     chunk = (1 + settings.async_depth) * settings.token_budget
     max_context = longest_context(layout, num_blocks, declared, chunk)
-    return EnginePlan(ops=ops, layout=layout, memory=memory, num_blocks=num_blocks, max_context=max_context)
+    return EnginePlan(
+        backend=backend, layout=layout, memory=memory, num_blocks=num_blocks, max_context=max_context
+    )
 
 
 def build_engine(
@@ -176,7 +190,6 @@ def build_engine(
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
     from penstock.decoding.sampling import Sampler
-    from penstock.engine.runner import ModelRunner
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -188,10 +201,10 @@ def build_engine(
     timer.lap("inspect_s")
     spec = info.spec
     plan = plan_engine(settings, info)
-    ops, layout, num_blocks, max_context = plan.ops, plan.layout, plan.num_blocks, plan.max_context
+    backend, layout, num_blocks, max_context = plan.backend, plan.layout, plan.num_blocks, plan.max_context
     model = load_model(
         info,
-        settings.backend,
+        backend,
         lambda phase, share: on_loading(Loading(phase, share)),
         context=max_context,
     )
@@ -205,20 +218,12 @@ def build_engine(
         async_depth=settings.async_depth,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
-        namespace=namespace_digest(_namespace(info, ops.name, layout, max_context)),
+        namespace=namespace_digest(_namespace(info, backend, layout, max_context)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
     )
-    runner = ModelRunner(
-        model,
-        model.allocate_kv(layout, num_blocks),
-        Sampler(settings.max_running, spec.vocab_size),
-        num_slots=settings.max_running,
-        max_context=max_context,
-        num_groups=len(layout.groups),
-        block_size=settings.block_size,
-    )
+    runner = _runner(model, layout, num_blocks, Sampler(settings.max_running, spec.vocab_size), shape)
     core = assemble_core(shape, runner, sink, time.monotonic)
     timer.lap("engine_s")
     ready = Ready(
@@ -226,14 +231,34 @@ def build_engine(
         model_path=str(path),
         max_context=max_context,
         vocab_size=spec.vocab_size,
-        backend=ops.name,
+        backend=backend.name,
         plan=plan.as_dict(),
         timings=timer.laps,
     )
     return core, ready
 
 
-def _namespace(info: ModelInfo, backend: str, layout: KVLayout, max_context: int) -> dict[str, object]:
+def _runner(
+    model: Model | LoweredModel, layout: KVLayout, num_blocks: int, sampler: Sampler, shape: CoreShape
+) -> Device:
+    """The device that fits the model: one native call a step, or operation by operation."""
+    from penstock.engine.native_runner import NativeRunner
+    from penstock.engine.runner import ModelRunner
+    from penstock.models.lowered import LoweredModel
+
+    sizes = {
+        "num_slots": shape.num_slots,
+        "max_context": shape.max_context,
+        "num_groups": len(layout.groups),
+        "block_size": layout.block_size,
+    }
+    if isinstance(model, LoweredModel):
+        model.allocate_kv(layout, num_blocks)
+        return NativeRunner(model, sampler, **sizes)
+    return ModelRunner(model, model.allocate_kv(layout, num_blocks), sampler, **sizes)
+
+
+def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:
     """What must be equal for two engines to share a block."""
     from penstock.models.spec import LongRopeScaling
 
@@ -244,8 +269,8 @@ def _namespace(info: ModelInfo, backend: str, layout: KVLayout, max_context: int
         "format": 1,
         "weights": info.revision,
         "rope_context": max_context if by_context else 0,
-        "numerics": backend,
-        "kv_dtype": "float32",
+        "numerics": backend.numerics,
+        "kv_dtype": backend.kv_form,
         "block_size": layout.block_size,
         "groups": [[group.window or 0, list(group.layers)] for group in layout.groups],
         "kv_heads": layout.kv_heads,

@@ -15,13 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.decoding.params import RowLogprobs
 from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
+from penstock.engine.request_rows import RequestRows, TokenSampler
 from penstock.kernels.batch import Batch, LayerKV
-
-# Rows of prompt logits computed at once: 256 rows of a 256k vocabulary are 268 MB of float32.
-PROMPT_LOGIT_ROWS = 256
 
 
 class ForwardModel(Protocol):
@@ -34,18 +32,6 @@ class ForwardModel(Protocol):
     def logits(self, hidden: Any) -> np.ndarray:
         """float32[n, V] of hidden[n, d]"""
         ...
-
-
-class TokenSampler(Protocol):
-    """What the runner needs of a sampler (`penstock.decoding.sampling.Sampler`)."""
-
-    def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None: ...
-
-    def sample(
-        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
-    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]: ...
-
-    def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs: ...
 
 
 class ModelRunner:
@@ -66,12 +52,7 @@ class ModelRunner:
         self._kv = kv
         self._sampler = sampler
         self._block_size = block_size
-        self._tokens = np.empty((num_slots, max_context + 1), np.int32)
-        self._prompt_len = np.zeros(num_slots, np.int32)
-        self._prompt_logprobs = np.full(num_slots, -1, np.int32)
-        max_blocks = -(-max_context // block_size)
-        # Zeroed, not empty: entries that a window has left behind must stay valid block ids.
-        self._tables = tuple(np.zeros((num_slots, max_blocks), np.int32) for _ in range(num_groups))
+        self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
         self._thread = DeviceThread(self.execute)
 
     def launch(self, plan: StepPlan) -> QueuedStep:
@@ -82,20 +63,9 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread."""
-        self._enter(plan)
+        self._requests.enter(plan, self._sampler)
         hidden, offsets = self.forward(plan)
         return self.sample(plan, hidden, offsets)
-
-    def _enter(self, plan: StepPlan) -> None:
-        for admission in plan.admissions:
-            slot = admission.slot
-            self._tokens[slot, : len(admission.tokens)] = admission.tokens
-            self._prompt_len[slot] = admission.prompt_len
-            self._prompt_logprobs[slot] = admission.sampling.prompt_logprobs
-            self._sampler.admit(slot, admission.tokens, admission.prompt_len, admission.sampling)
-        for update in plan.updates:
-            table = self._tables[update.group]
-            table[update.slot, update.first : update.first + len(update.blocks)] = update.blocks
 
     def forward(self, plan: StepPlan) -> tuple[Any, np.ndarray]:
         """hidden[T, d] of the plan's tokens, and offsets int32[R+1] of its rows."""
@@ -106,12 +76,12 @@ class ModelRunner:
         contexts = plan.starts + plan.counts
         num_blocks = -(-int(contexts.max()) // self._block_size)
         batch = Batch(
-            tokens=self._tokens[plan.slots[rows], positions],
+            tokens=self._requests.tokens[plan.slots[rows], positions],
             positions=positions,
             offsets=offsets,
             starts=plan.starts,
             contexts=contexts,
-            tables=tuple(table[plan.slots, :num_blocks] for table in self._tables),
+            tables=tuple(table[plan.slots, :num_blocks] for table in self._requests.tables),
         )
         return self._model.forward(batch, self._kv), offsets
 
@@ -125,30 +95,17 @@ class ModelRunner:
             positions = plan.starts[rows] + plan.counts[rows]
             drawn, drawn_logprobs = self._sampler.sample(logits, plan.slots[rows], positions)
             tokens[rows] = drawn
-            self._tokens[plan.slots[rows], positions] = drawn
+            self._requests.tokens[plan.slots[rows], positions] = drawn
             logprobs = {int(rows[i]): entry for i, entry in drawn_logprobs.items()}
-        prompt = {
-            int(row): found
-            for row in np.flatnonzero(plan.prompt_logits)
-            if (found := self._prompt_row(plan, int(row), hidden, offsets)) is not None
-        }
+        prompt = self._requests.prompt_rows(
+            plan,
+            lambda row, first, end: self._model.logits(hidden[_span(offsets, plan, row, first, end)]),
+            self._sampler,
+        )
         return StepResult(step=plan.step, tokens=tokens, logprobs=logprobs, prompt_logprobs=prompt)
 
-    def _prompt_row(self, plan: StepPlan, row: int, hidden: Any, offsets: np.ndarray) -> RowLogprobs | None:
-        """Log-probabilities of the prompt tokens that this row's positions predict."""
-        slot, start = int(plan.slots[row]), int(plan.starts[row])
-        last = min(start + int(plan.counts[row]), int(self._prompt_len[slot]) - 1)
-        if last <= start:
-            return None
-        k = int(self._prompt_logprobs[slot])
-        parts = []
-        for first in range(start, last, PROMPT_LOGIT_ROWS):
-            end = min(first + PROMPT_LOGIT_ROWS, last)
-            base = int(offsets[row]) - start
-            logits = self._model.logits(hidden[base + first : base + end])
-            parts.append(self._sampler.prompt_logprobs(logits, self._tokens[slot, first + 1 : end + 1], k))
-        return RowLogprobs(
-            chosen=np.concatenate([p.chosen for p in parts]),
-            top_ids=np.concatenate([p.top_ids for p in parts]),
-            top=np.concatenate([p.top for p in parts]),
-        )
+
+def _span(offsets: np.ndarray, plan: StepPlan, row: int, first: int, end: int) -> slice:
+    """Tokens of the step at positions [first, end) of `row`."""
+    base = int(offsets[row]) - int(plan.starts[row])
+    return slice(base + first, base + end)

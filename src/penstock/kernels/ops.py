@@ -1,7 +1,7 @@
 """The op table: every operation that a forward pass may ask of a kernel backend.
 
-A backend implements `Ops`; `penstock.kernels.reference` (plain numpy, float32) is the meaning of each
-operation, and every other backend is tested against it over generated shapes. The table is cut so
+An op-table backend implements `Ops`; `penstock.kernels.reference` (plain numpy, float32) is the
+meaning of each operation, and every other backend is tested against it over generated shapes. The table is cut so
 that a native or Triton kernel can fuse what belongs together: residual add with the next norm,
 QK-norm with rope and the KV write, gate with up projection.
 
@@ -16,12 +16,10 @@ weights, vectors, plans and tables are made by the backend and opaque to the cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from penstock.errors import ConfigError
 from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.codes import QuantizedCodes
 
@@ -183,34 +181,3 @@ class Ops(Protocol):
     def add_sigmoid_gated(self, x: Any, delta: Any, gate: Any) -> Any:
         """x, delta [T, d], gate [T, 1] -> x + sigmoid(gate)·delta (the shared expert of Qwen2-MoE)."""
         ...
-
-
-_BACKENDS: dict[str, str] = {"reference": "penstock.kernels.reference:ReferenceOps"}
-_AUTO_ORDER: tuple[str, ...] = ("reference",)
-
-
-def backends() -> tuple[str, ...]:
-    """Names that `get_ops` accepts, without "auto"."""
-    return tuple(_BACKENDS)
-
-
-def register_backend(name: str, target: str) -> None:
-    """Make `name` known; `target` is "module:factory", imported when the backend is first asked for."""
-    _BACKENDS[name] = target
-
-
-def resolve_backend(name: str) -> str:
-    """The backend that "auto" stands for here, or `name` itself if it is known (else ConfigError)."""
-    if name == "auto":
-        return _AUTO_ORDER[0]
-    if name not in _BACKENDS:
-        known = ", ".join(("auto", *_BACKENDS))
-        raise ConfigError(f"backend: {name!r} is not a kernel backend; use one of {known}", param="backend")
-    return name
-
-
-def get_ops(backend: str) -> Ops:
-    """A fresh op table of `backend` ("auto" included)."""
-    module, _, factory = _BACKENDS[resolve_backend(backend)].partition(":")
-    ops: Ops = getattr(import_module(module), factory)()
-    return ops

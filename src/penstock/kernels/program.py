@@ -99,9 +99,7 @@ class AddSigmoidGated(Struct, frozen=True):
     """delta += sigmoid(scores[:, 0]) · shared."""
 
 
-Operation = (
-    Norm | AddNorm | Linear | AddLinear | GatedLinear | Rotate | Attend | MixExperts | AddSigmoidGated
-)
+Operation = Norm | AddNorm | Linear | AddLinear | GatedLinear | Rotate | Attend | MixExperts | AddSigmoidGated
 
 
 class Program(Struct, frozen=True):

@@ -19,14 +19,18 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import ModelRefused
-from penstock.kernels.ops import Ops, WeightTensor, get_ops, resolve_backend
+from penstock.kernels.backend import Backend, BackendOptions, OpTableBackend, ProgramBackend, open_backend
+from penstock.kernels.ops import WeightTensor
 from penstock.models.arch import identify
 from penstock.models.forward import Model
+from penstock.models.lowered import LoweredModel
 from penstock.models.spec import DecoderSpec, parameter_count
 from penstock.models.tensors import Tensors, resolve
 from penstock.models.weights.source import open_source
 
 Progress = Callable[[str, float], None]
+
+GATED = frozenset({"gate_up", "experts_gate_up", "shared_gate_up"})
 
 log = logging.getLogger("penstock.models")
 
@@ -54,10 +58,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     quantization: str = ""
     notes: tuple[str, ...] = ()
 
-    def weight_bytes(self, backend: str = "auto") -> int:
+    def weight_bytes(self, backend: Backend | str = "auto") -> int:
         """Bytes that the weights will take in memory under `backend`."""
-        ops = get_ops(backend)
-        return sum(ops.weight_bytes(shape, dtype) for shape, dtype in self.tensors)
+        opened = open_backend(backend) if isinstance(backend, str) else backend
+        return sum(opened.weight_bytes(shape, dtype) for shape, dtype in self.tensors)
 
 
 @contextmanager
@@ -119,17 +123,18 @@ def inspect_model(path: Path | str) -> ModelInfo:
 
 def load_model(
     info: ModelInfo,
-    backend: str = "auto",
+    backend: Backend | str = "auto",
     progress: Progress | None = None,
     *,
     context: int | None = None,
-) -> Model:
-    """Prepare every weight for `backend` and build the Model.
+    options: BackendOptions | None = None,
+) -> Model | LoweredModel:
+    """Prepare every weight for `backend` (opened, or a name and `options`) and build the model.
 
     `progress(what, share)` is called as tensors are done, share in 0..1, from this thread. `context` is
     the longest context that will be served (default: the declared one); LongRoPE picks its set by it.
     """
-    ops = get_ops(resolve_backend(backend))
+    opened = open_backend(backend, options) if isinstance(backend, str) else backend
     with _opened(info) as tensors:
         groups = [tensors.model, *tensors.layers]
         jobs = [(number, name, parts) for number, group in enumerate(groups) for name, parts in group.items()]
@@ -139,15 +144,19 @@ def load_model(
         # The largest first: a wide head that starts last would leave the other cores idle.
         jobs.sort(key=lambda job: -sum(prod(part.shape) for part in job[2]))
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            prepared = pool.map(lambda job: _prepare(ops, job[1], job[2]), jobs)
+            prepared = pool.map(lambda job: _prepare(opened, job[1], job[2]), jobs)
             for (number, name, parts), weight in zip(jobs, prepared, strict=True):
                 weights[number][name] = weight
                 done += sum(prod(part.shape) for part in parts)
                 if progress is not None:
                     progress("weights", done / total)
-    return Model(info.spec, ops, weights[0], weights[1:], context)
+    if isinstance(opened, ProgramBackend):
+        return LoweredModel(info.spec, opened, weights[0], weights[1:], context)
+    assert isinstance(opened, OpTableBackend)
+    return Model(info.spec, opened.ops, weights[0], weights[1:], context)
 
 
-def _prepare(ops: Ops, name: str, parts: list[WeightTensor]) -> Any:
-    vector = len(parts[0].shape) == 1 or name.endswith("_bias")
-    return ops.vector(parts) if vector else ops.prepare(parts)
+def _prepare(backend: Backend, name: str, parts: list[WeightTensor]) -> Any:
+    if len(parts[0].shape) == 1 or name.endswith("_bias"):
+        return backend.vector(parts)
+    return backend.prepare_gated(parts) if name in GATED else backend.prepare(parts)

@@ -69,7 +69,9 @@ def _attention(index: int, layer: LayerSpec, w: Tensors, ropes: list[Rope]) -> l
         ),
         Attend(index, spec.shape, spec.params, w.get("sinks")),
     ]
-    return operations + _close(layer, "mixed", w["out"], w.get("out_bias"), w.get("attn_post_norm"), w["ffn_norm"])
+    return operations + _close(
+        layer, "mixed", w["out"], w.get("out_bias"), w.get("attn_post_norm"), w["ffn_norm"]
+    )
 
 
 def _feed(layer: LayerSpec, w: Tensors, after: Any | None) -> list[Operation]:
@@ -81,7 +83,13 @@ def _feed(layer: LayerSpec, w: Tensors, after: Any | None) -> list[Operation]:
     operations: list[Operation] = [
         Linear("normed", "scores", w["router"], w.get("router_bias")),
         MixExperts(
-            w["experts_gate_up"], w["experts_down"], biases, ffn.activation, ffn.top_k, ffn.softmax, ffn.normalize
+            w["experts_gate_up"],
+            w["experts_down"],
+            biases,
+            ffn.activation,
+            ffn.top_k,
+            ffn.softmax,
+            ffn.normalize,
         ),
     ]
     if ffn.shared_size:

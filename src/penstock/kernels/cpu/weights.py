@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from penstock.kernels.cpu import _native
+from penstock.kernels.cpu.memory import Regions
 from penstock.kernels.ops import WeightTensor
 
 Precision = Literal["file", "float32"]
@@ -27,6 +28,7 @@ class CpuWeights:
 
     def __init__(self, precision: Precision = "file") -> None:
         self.precision = precision
+        self._regions = Regions()
 
     def weight_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
         """Bytes in memory of a tensor of `shape` stored as `dtype`."""
@@ -56,7 +58,9 @@ class CpuWeights:
         form = formats.pop() if len(formats) == 1 else BF16
         *outer, _, k = parts[0].shape
         experts = prod(outer)
-        packed = _native.PackedWeight(form, sum(part.shape[-2] for part in parts), k, experts, gated)
+        n = sum(part.shape[-2] for part in parts)
+        memory = self._regions.take(_native.packed_bytes(form, n, k, experts, gated))
+        packed = _native.PackedWeight(form, n, k, experts, gated, memory, True)
         first = 0
         for part in parts:
             rows = part.shape[-2]

@@ -1,0 +1,80 @@
+"""RequestRows: the device-resident state of every slot, as runners on this machine's CPU keep it.
+
+A decode row's input token is read from here, never sent by the host, so step n+1 can be launched
+before the host has seen step n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.engine.plan import StepPlan
+
+# Rows of prompt logits computed at once: 256 rows of a 256k vocabulary are 268 MB of float32.
+PROMPT_LOGIT_ROWS = 256
+
+
+class TokenSampler(Protocol):
+    """What a runner needs of a sampler (`penstock.decoding.sampling.Sampler`)."""
+
+    def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None: ...
+
+    def sample(
+        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]: ...
+
+    def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs: ...
+
+
+class RequestRows:
+    """tokens int32[slots, max_context + 1]; tables: per KV group int32[slots, blocks]."""
+
+    def __init__(self, num_slots: int, max_context: int, num_groups: int, block_size: int) -> None:
+        self.tokens = np.empty((num_slots, max_context + 1), np.int32)
+        self.prompt_len = np.zeros(num_slots, np.int32)
+        self._prompt_logprobs = np.full(num_slots, -1, np.int32)
+        max_blocks = -(-max_context // block_size)
+        # Zeroed, not empty: entries that a window has left behind must stay valid block ids.
+        self.tables = tuple(np.zeros((num_slots, max_blocks), np.int32) for _ in range(num_groups))
+
+    def enter(self, plan: StepPlan, sampler: TokenSampler) -> None:
+        """Apply the plan's admissions and table updates."""
+        for admission in plan.admissions:
+            slot = admission.slot
+            self.tokens[slot, : len(admission.tokens)] = admission.tokens
+            self.prompt_len[slot] = admission.prompt_len
+            self._prompt_logprobs[slot] = admission.sampling.prompt_logprobs
+            sampler.admit(slot, admission.tokens, admission.prompt_len, admission.sampling)
+        for update in plan.updates:
+            table = self.tables[update.group]
+            table[update.slot, update.first : update.first + len(update.blocks)] = update.blocks
+
+    def prompt_rows(
+        self, plan: StepPlan, logits: Callable[[int, int, int], np.ndarray], sampler: TokenSampler
+    ) -> dict[int, RowLogprobs]:
+        """Log-probabilities of the prompt tokens that the plan's rows predict, for rows that ask.
+
+        `logits(row, first, end)`: float32[end - first, V] of the row's positions [first, end).
+        """
+        found = {}
+        for row in np.flatnonzero(plan.prompt_logits).tolist():
+            slot, start = int(plan.slots[row]), int(plan.starts[row])
+            last = min(start + int(plan.counts[row]), int(self.prompt_len[slot]) - 1)
+            if last <= start:
+                continue
+            k = int(self._prompt_logprobs[slot])
+            parts = []
+            for first in range(start, last, PROMPT_LOGIT_ROWS):
+                end = min(first + PROMPT_LOGIT_ROWS, last)
+                targets = self.tokens[slot, first + 1 : end + 1]
+                parts.append(sampler.prompt_logprobs(logits(row, first, end), targets, k))
+            found[row] = RowLogprobs(
+                chosen=np.concatenate([p.chosen for p in parts]),
+                top_ids=np.concatenate([p.top_ids for p in parts]),
+                top=np.concatenate([p.top for p in parts]),
+            )
+        return found
