@@ -28,6 +28,7 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
   auto reads = [&](Buffer buffer, int weight) {
     const Weight& w = p.weights[weight];
     (is_quantized(w.format) ? quantized_ : as_floats_)[int(buffer)] = true;
+    if (w.format == Format::Q6) halves_[int(buffer)] = true;
     need(buffer, w.k);
   };
   need(Buffer::X, p.hidden);
@@ -97,6 +98,7 @@ void Executor::layout(int tokens) {
       a.scale = reinterpret_cast<float*>(take(4 * a.s_stride * count));
       a.sum = reinterpret_cast<float*>(take(4 * a.s_stride * count));
       a.start = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
+      if (halves_[b]) a.half = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
     }
     return a;
   };

@@ -99,6 +99,7 @@ class Executor {
   std::array<int, int(Buffer::Count)> widths_{};
   std::array<bool, int(Buffer::Count)> quantized_{};  // some linear layer reads it as int8
   std::array<bool, int(Buffer::Count)> as_floats_{};  // … as float
+  std::array<bool, int(Buffer::Count)> halves_{};     // … with sums of 16 (Activations::half)
   std::array<float*, int(Buffer::Count)> floats_{};
   std::array<Activations, int(Buffer::Count)> shared_{};
   std::vector<std::array<Activations, int(Buffer::Count)>> private_;  // per thread, kPrivateTokens rows

@@ -27,13 +27,54 @@ constexpr float kMagic = 12582912.0f;
 //   Q4    per 64 inputs: 8 lines of [16][4] (low nibble: first 32 inputs, high: last 32), then
 //         scale f16[2][16], minimum f16[2][16]: w = scale * nibble + minimum. 640 bytes
 //   Q8    per 32 inputs: 8 lines of [16][4] as q + 128, scale f16[16]: w = scale * q. 544 bytes
-enum class Format : int32_t { F32 = 0, BF16 = 1, Q4 = 2, Q8 = 3 };
+// The others keep their scales before the values. Values of a pair of groups (64 inputs): nibbles as in
+// Q4 (512 bytes); 5 bits: then a line of bits per group, bit l for line l; 6 bits: then two lines per group
+// of two bits each; 8 bits: both groups as in Q8 (1024 bytes).
+//   Q5       per 64: scale f16[2][16], minimum f16[2][16], 5 bits
+//   Q4Super  per 256: scale codes u8[8][16], minimum codes u8[8][16], superscales f16[16] and f16[16] (of
+//            the minima, negative): w = d * scale code * value + m * minimum code; 4 bits
+//   Q5Super  the same with 5 bits
+//   Q6       per 256: codes + 128 u8[16][16] of 16 inputs each, superscale f16[16], 32 bytes unused:
+//            w = d * code * (value - 32); 6 bits
+//   Q4Group  per `group` inputs (32: per 64, both groups' scales first; a multiple of 64; or all K):
+//            scale f32[16], offset f32[16], 4 bits: w = scale * value + offset
+//   Q8Group  the same with 8 bits: w = scale * (value - 128) + offset
+//   Iq4, Fp4 per 64: scale f32[2][16], nibbles: w = scale * (table[nibble] - 128)
+enum class Format : int32_t {
+  F32, BF16, Q4, Q8, Q5, Q4Super, Q5Super, Q6, Q4Group, Q8Group, Iq4, Fp4
+};
+
+// Values of the nibbles of Iq4 (IQ4_NL, IQ4_XS) and Fp4 (twice E2M1), plus 128.
+inline constexpr uint8_t kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                           129, 141, 153, 166, 181, 197, 217, 241};
+inline constexpr uint8_t kFp4Values[16] = {128, 129, 130, 131, 132, 134, 136, 140,
+                                           128, 127, 126, 125, 124, 122, 120, 116};
 
 constexpr bool is_quantized(Format format) { return format >= Format::Q4; }
 
-// Bytes of one panel of K inputs.
-constexpr int64_t panel_bytes(Format format, int k) {
+// Bytes of the values of 64 inputs.
+constexpr int pair_bytes(Format format) {
   switch (format) {
+    case Format::Q5:
+    case Format::Q5Super: return 640;
+    case Format::Q6: return 768;
+    case Format::Q8Group: return 1024;
+    default: return 512;
+  }
+}
+
+// Bytes of one panel of K inputs; `group` of Q4Group and Q8Group.
+constexpr int64_t panel_bytes(Format format, int k, int group = 0) {
+  const int64_t pairs = (k + 63) / 64, values = pair_bytes(format);
+  switch (format) {
+    case Format::Q5:
+    case Format::Iq4:
+    case Format::Fp4: return pairs * (128 + values);
+    case Format::Q4Super:
+    case Format::Q5Super:
+    case Format::Q6: return (k + 255) / 256 * (320 + 4 * values);
+    case Format::Q4Group:
+    case Format::Q8Group: return group == kGroup ? pairs * (256 + values) : (k + group - 1) / group * 128 + pairs * values;
     case Format::F32: return int64_t(k) * kPanel * 4;
     case Format::BF16: return int64_t((k + 1) / 2) * kPanel * 4;
     case Format::Q4: return int64_t((k + 63) / 64) * 640;
@@ -54,6 +95,7 @@ struct Weight {
   int64_t panel_stride;   // bytes
   int64_t expert_stride;  // bytes
   const uint8_t* data;
+  int32_t group;          // inputs that share a scale: Q4Group, Q8Group
 
   const uint8_t* panel(int index, int expert = 0) const {
     return data + expert * expert_stride + index * panel_stride;
@@ -71,6 +113,7 @@ struct Activations {
   float* scale = nullptr;
   float* sum = nullptr;
   int32_t* start = nullptr;
+  int32_t* half = nullptr;  // sum of the group's first 16 q: of a buffer that a Q6 weight reads
   int64_t s_stride = 0;
 
   Activations row(int64_t index) const {
@@ -81,6 +124,7 @@ struct Activations {
       a.scale += index * s_stride;
       a.sum += index * s_stride;
       a.start += index * s_stride;
+      if (half) a.half += index * s_stride;
     }
     return a;
   }

@@ -5,71 +5,81 @@
 
 constexpr int kPrefetch = 1600;  // bytes ahead: measured best between 1.3 and 2.6 KB
 
-// Q4. Two groups a pair of nibbles; their totals are kMagicBits + dot and kMagicBits + 16 * dot (types.h).
+// acc += (totals * d) * scale_x, d = scale_w, for one part of the panel's lanes.
+template <int M>
+inline void add_scaled_totals(const Activations& a, int g, const ipart* totals, fpart d, fpart* acc) {
+  const fpart c = mul(d, part_set1(-kMagic));
+  for (int r = 0; r < M; ++r) {
+    acc[r] = fma(scale_total(totals[r], d, c), part_set1(a.scale[r * a.s_stride + g]), acc[r]);
+  }
+}
+
+// Q4, two groups a pair of nibbles. A part of the lanes goes through both groups before the next part:
+// its integer sums, and little else, have to be in registers.
 template <int M>
 inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
-  f32 acc[M];
-  for (int r = 0; r < M; ++r) acc[r] = zero();
-  const f32 magic = set1(-kMagic);
+  fpart acc[kParts][M];
+  for (int p = 0; p < kParts; ++p) {
+    for (int r = 0; r < M; ++r) acc[p][r] = part_set1(0.0f);
+  }
   for (int g = 0; g < groups; g += 2, panel += 640) {
-    NibbleDot low[M], high[M];
-    for (int r = 0; r < M; ++r) low[r] = high[r] = nibble_start();
     const int8_t* q = a.q + int64_t(g) * kGroup;
-    for (int line = 0; line < 8; ++line) {
-      if (ahead) prefetch(panel + kPrefetch + 64 * line);
-      i32 w = load_line(panel + 64 * line);
-      i32 w0 = low_nibbles(w), w1 = high_nibbles(w);
-      for (int r = 0; r < M; ++r) {
-        low[r] = dot_nibbles(low[r], w0, q + r * a.q_stride + 4 * line);
-        high[r] = dot_nibbles(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
+    for (int p = 0; p < kParts; ++p) {
+      NibbleDot low[M], high[M];
+      for (int r = 0; r < M; ++r) low[r] = high[r] = nibble_start();
+      for (int line = 0; line < 8; ++line) {
+        if (ahead && p == 0) prefetch(panel + kPrefetch + 64 * line);
+        ipart w = part_line(panel + 64 * line + p * kPartBytes);
+        ipart w0 = low_nibbles(w), w1 = high_nibbles(w);
+        for (int r = 0; r < M; ++r) {
+          low[r] = dot_nibbles(low[r], w0, q + r * a.q_stride + 4 * line);
+          high[r] = dot_nibbles(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
+        }
       }
-    }
-    if (ahead) {
-      prefetch(panel + kPrefetch + 512);
-      prefetch(panel + kPrefetch + 576);
-    }
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
-    {
-      f32 d = load_f16(scales), c = mul(d, magic), m = load_f16(scales + 32);
-      for (int r = 0; r < M; ++r) {
-        f32 t = scale_total(low_total(low[r]), d, c);
-        acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
-        acc[r] = fma(m, set1(a.sum[r * a.s_stride + g]), acc[r]);
+      if (ahead && p == 0) {
+        prefetch(panel + kPrefetch + 512);
+        prefetch(panel + kPrefetch + 576);
       }
-    }
-    {
-      f32 d = mul(load_f16(scales + 16), set1(1.0f / 16.0f)), c = mul(d, magic), m = load_f16(scales + 48);
-      for (int r = 0; r < M; ++r) {
-        f32 t = scale_total(high_total(high[r]), d, c);
-        acc[r] = fma(t, set1(a.scale[r * a.s_stride + g + 1]), acc[r]);
-        acc[r] = fma(m, set1(a.sum[r * a.s_stride + g + 1]), acc[r]);
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512) + p * kPartLanes;
+      for (int odd = 0; odd < 2; ++odd) {
+        ipart totals[M];
+        for (int r = 0; r < M; ++r) totals[r] = odd ? high_total(high[r]) : low_total(low[r]);
+        const fpart d = part_f16(scales + 16 * odd), minimum = part_f16(scales + 32 + 16 * odd);
+        add_scaled_totals<M>(a, g + odd, totals, odd ? mul(d, part_set1(kHighScale)) : d, acc[p]);
+        for (int r = 0; r < M; ++r) {
+          acc[p][r] = fma(minimum, part_set1(a.sum[r * a.s_stride + g + odd]), acc[p][r]);
+        }
       }
     }
   }
-  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+  for (int r = 0; r < M; ++r) {
+    for (int p = 0; p < kParts; ++p) part_store(out + r * kPanel + p * kPartLanes, acc[p][r]);
+  }
 }
 
 template <int M>
 inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
-  f32 acc[M];
-  for (int r = 0; r < M; ++r) acc[r] = zero();
-  const f32 magic = set1(-kMagic);
+  fpart acc[kParts][M];
+  for (int p = 0; p < kParts; ++p) {
+    for (int r = 0; r < M; ++r) acc[p][r] = part_set1(0.0f);
+  }
   for (int g = 0; g < groups; ++g, panel += 544) {
-    i32 dot[M];
-    for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
-    for (int line = 0; line < 8; ++line) {
-      if (ahead) prefetch(panel + kPrefetch + 64 * line);
-      i32 w = load_line(panel + 64 * line);
-      for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
-    }
-    f32 d = load_f16(reinterpret_cast<const uint16_t*>(panel + 512)), c = mul(d, magic);
-    for (int r = 0; r < M; ++r) {
-      f32 t = scale_total(dot[r], d, c);
-      acc[r] = fma(t, set1(a.scale[r * a.s_stride + g]), acc[r]);
+    for (int p = 0; p < kParts; ++p) {
+      ipart dot[M];
+      for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
+      for (int line = 0; line < 8; ++line) {
+        if (ahead && p == 0) prefetch(panel + kPrefetch + 64 * line);
+        ipart w = part_line(panel + 64 * line + p * kPartBytes);
+        for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
+      }
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512) + p * kPartLanes;
+      add_scaled_totals<M>(a, g, dot, part_f16(scales), acc[p]);
     }
   }
-  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
+  for (int r = 0; r < M; ++r) {
+    for (int p = 0; p < kParts; ++p) part_store(out + r * kPanel + p * kPartLanes, acc[p][r]);
+  }
 }
 
 template <int M>
@@ -105,6 +115,8 @@ inline void tile_bf16(const Activations& a, const uint8_t* panel, int k, bool ah
   for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
 }
 
+#include "kernels/linear_formats.inl"
+
 template <int M>
 inline void tile(const Weight& w, const Activations& a, const uint8_t* panel, bool ahead, float* out) {
   switch (w.format) {
@@ -112,6 +124,7 @@ inline void tile(const Weight& w, const Activations& a, const uint8_t* panel, bo
     case Format::Q8: return tile_q8<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);
     case Format::F32: return tile_f32<M>(a, panel, w.k, ahead, out);
     case Format::BF16: return tile_bf16<M>(a, panel, w.k, ahead, out);
+    default: return tile_format<M>(w, a, panel, ahead, out);
   }
 }
 
@@ -208,39 +221,10 @@ inline void linear_gated(const LinearArgs& args) {
 inline void embed(const Weight& w, int32_t token, float scale, float* out) {
   const uint8_t* panel = w.panel(token / kPanel);
   const int lane = token % kPanel;
-  auto half = [](const uint8_t* p) {
-    alignas(64) uint16_t bits[kPanel] = {};
-    alignas(64) float value[kPanel];
-    __builtin_memcpy(bits, p, 2);
-    store(value, load_f16(bits));
-    return value[0];
-  };
-  for (int i = 0; i < w.k; ++i) {
-    float x = 0;
-    switch (w.format) {
-      case Format::F32: __builtin_memcpy(&x, panel + (int64_t(i) * kPanel + lane) * 4, 4); break;
-      case Format::BF16: {
-        uint16_t high;
-        __builtin_memcpy(&high, panel + ((i / 2) * kPanel + lane) * 4 + (i % 2) * 2, 2);
-        uint32_t bits = uint32_t(high) << 16;
-        __builtin_memcpy(&x, &bits, 4);
-        break;
-      }
-      case Format::Q4: {
-        const uint8_t* pair = panel + (i / 64) * 640;
-        const int odd = (i % 64) / 32;
-        uint8_t byte = pair[((i % 32) / 4) * 64 + lane * 4 + i % 4];
-        float q = float(odd ? byte >> 4 : byte & 15);
-        x = half(pair + 512 + (odd * 16 + lane) * 2) * q + half(pair + 576 + (odd * 16 + lane) * 2);
-        break;
-      }
-      case Format::Q8: {
-        const uint8_t* group = panel + (i / 32) * 544;
-        float q = float(int(group[((i % 32) / 4) * 64 + lane * 4 + i % 4]) - 128);
-        x = half(group + 512 + lane * 2) * q;
-        break;
-      }
-    }
-    out[i] = x * scale;
+  alignas(64) float group[kGroup];
+  for (int first = 0; first < w.k; first += kGroup) {
+    const int count = w.k - first < kGroup ? w.k - first : kGroup;
+    decode_group(w, panel, lane, first / kGroup, group);
+    for (int j = 0; j < count; ++j) out[first + j] = group[j] * scale;
   }
 }

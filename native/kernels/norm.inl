@@ -14,6 +14,7 @@ inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
   out.scale[g] = scale;
   out.sum[g] = scale * float(sum);
   out.start[g] = kMagicBits - 128 * sum;
+  if (out.half) out.half[g] = hsum(qa);
 }
 
 inline void quantize_tail(int n, const Activations& out) {

@@ -71,27 +71,39 @@ inline int32_t hsum(i32 a) { return _mm512_reduce_add_epi32(a); }
 inline f32 bf16_low(i32 a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
 inline f32 bf16_high(i32 a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(0xFFFF0000))); }
 
+// A matrix product's vectors: the 16 lanes of a panel in kParts parts, here one.
+constexpr int kParts = 1;
+constexpr int kPartLanes = 16 / kParts;
+constexpr int kPartBytes = 64 / kParts;
+using fpart = f32;
+using ipart = i32;
+inline ipart part_line(const uint8_t* p) { return load_line(p); }
+inline fpart part_f16(const uint16_t* p) { return load_f16(p); }
+inline fpart part_set1(float x) { return set1(x); }
+inline void part_store(float* p, fpart v) { store(p, v); }
+
 // Dot products of one group of 32 inputs, four at a time. Nibbles: nibble_start, eight dot_nibbles, then
-// low_total = kMagicBits + dot or, for the products of high_nibbles, high_total = kMagicBits + 16 * dot.
+// low_total = kMagicBits + dot or, for the products of high_nibbles, high_total = kMagicBits + dot / kHighScale.
 // Bytes q + 128: byte_start of kMagicBits - 128 * sum(a), eight dot_bytes give kMagicBits + dot.
-using NibbleDot = i32;
-inline i32 low_nibbles(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi32(0x0F0F0F0F)); }
-inline i32 high_nibbles(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi32(int32_t(0xF0F0F0F0))); }
+using NibbleDot = ipart;
+constexpr float kHighScale = 1.0f / 16.0f;  // high nibbles stay where they are: 16 times as large
+inline ipart low_nibbles(ipart line) { return _mm512_and_si512(line, _mm512_set1_epi32(0x0F0F0F0F)); }
+inline ipart high_nibbles(ipart line) { return _mm512_and_si512(line, _mm512_set1_epi32(int32_t(0xF0F0F0F0))); }
 
 // Per lane: acc + sum of its four unsigned bytes times the four signed bytes at `a`.
-inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
+inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
   return _mm512_dpbusd_epi32(acc, line, _mm512_set1_epi32(four));
 }
-inline i32 byte_start(int32_t start) { return iset1(start); }
+inline ipart byte_start(int32_t start) { return iset1(start); }
 inline NibbleDot nibble_start() { return iset1(kMagicBits); }
-inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
-inline i32 low_total(NibbleDot dot) { return dot; }
-inline i32 high_total(NibbleDot dot) { return dot; }
+inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) { return dot_bytes(acc, line, a); }
+inline ipart low_total(NibbleDot dot) { return dot; }
+inline ipart high_total(NibbleDot dot) { return dot; }
 
 // dot * d, rounded once, from total = kMagicBits + dot and c = -kMagic * d.
-inline f32 scale_total(i32 total, f32 d, f32 c) { return fma(as_float(total), d, c); }
+inline fpart scale_total(ipart total, fpart d, fpart c) { return fma(as_float(total), d, c); }
 
 // 16 int32 in -128..127 to 16 bytes.
 inline void store_i8(int8_t* p, i32 a) {
