@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "bind_kernels.h"
+#include "bind_sample.h"
 #include "core/cpu.h"
 #include "core/executor.h"
 #include "core/pack.h"
@@ -296,6 +297,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("nbytes", &PackedWeight::nbytes);
   bind_builder(m);
   bind_kernels(m);
+  bind_sample(m);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const Builder&, const std::string&, std::shared_ptr<ThreadPool>>(), "builder"_a, "isa"_a, "pool"_a)
       .def("bind_kv", &Engine::bind_kv, "pool"_a, "block_stride"_a, "layers"_a, "v_offset"_a, "head_stride"_a,

@@ -62,6 +62,11 @@ struct AttendArgs {
   int range;             // index of the range when `partial` is set
 };
 
+// The sampler's: scores of a block that has one maximum, of a block that has one sum.
+constexpr int kPeakBlock = 64;
+constexpr int kSumBlock = 4 * kPeakBlock;
+constexpr double kNoWeight = -29.9;  // exp of it is less than half a unit of weight, 2^-43
+
 struct KernelTable {
   const char* name;
   int tile_rows;
@@ -90,6 +95,15 @@ struct KernelTable {
   void (*mix)(const float* const* rows, const float* weights, int count, int n, float* out);
   // index of the largest, of equal ones the first; a NaN wins
   int (*argmax)(const float* x, int n);
+
+  // peaks[i] = maximum of block i of scores x [n]; false if one of them is NaN
+  bool (*sample_peaks)(const float* x, int n, float* peaks);
+  // weights[i] = exp((x[i] - peak) * inverse) in units of 2^-42, rounded; inverse of the temperature, finite
+  void (*sample_weigh)(const float* x, int n, double peak, double inverse, int64_t* weights);
+  // sums[i] = sum of the weights of block i of kSumBlock
+  void (*sample_sums)(const float* x, int n, const float* peaks, double peak, double inverse, int64_t* sums);
+  // the same in float32 with 2^42 units as 1, within one part in 10^5 and half a unit a score
+  void (*sample_estimates)(const float* x, int n, const float* peaks, float peak, float inverse, float* sums);
 };
 
 // Bytes of float per (token, head) of a partial: [D] values, maximum, sum.

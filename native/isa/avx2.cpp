@@ -1,6 +1,7 @@
 // Kernels for AVX2 with FMA and F16C. Nothing else may be compiled here (see isa/avx512.cpp).
 #define PENSTOCK_ISA avx2
 #include "simd/avx2.h"
+#include "simd/f64.h"
 
 #include "core/kernels.h"
 

@@ -2,6 +2,7 @@
 // a standard header would reach other translation units with instructions that their machine lacks.
 #define PENSTOCK_ISA avx512
 #include "simd/avx512.h"
+#include "simd/f64.h"
 
 #include "core/kernels.h"
 

@@ -2,6 +2,7 @@
 // isa/avx512.cpp).
 #define PENSTOCK_ISA avxvnni
 #include "simd/avx2.h"
+#include "simd/f64.h"
 
 #include "core/kernels.h"
 

@@ -2,6 +2,7 @@
 // isa/avx512.cpp).
 #define PENSTOCK_ISA dotprod
 #include "simd/portable.h"
+#include "simd/f64.h"
 
 #include "core/kernels.h"
 

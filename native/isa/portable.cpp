@@ -1,6 +1,7 @@
 // Kernels for whatever the compiler was asked to build for: any architecture.
 #define PENSTOCK_ISA portable
 #include "simd/portable.h"
+#include "simd/f64.h"
 
 #include "core/kernels.h"
 

@@ -5,4 +5,5 @@
 #include "kernels/rotate.inl"
 #include "kernels/attention.inl"
 #include "kernels/experts.inl"
+#include "kernels/sample.inl"
 #include "kernels/table.inl"

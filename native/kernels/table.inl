@@ -20,5 +20,9 @@ constexpr KernelTable make_table(const char* name) {
   table.route = route;
   table.mix = mix;
   table.argmax = argmax;
+  table.sample_peaks = sample_peaks;
+  table.sample_weigh = sample_weigh;
+  table.sample_sums = sample_sums;
+  table.sample_estimates = sample_estimates;
   return table;
 }
