@@ -21,7 +21,7 @@ help:
 	@echo "make test    install the test dependencies and run all tests"
 	@echo "make coverage  branch coverage of engine, kv, decoding and call; fails under 90 %"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make bench   penstock bench offline on the default model"
+	@echo "make bench   Penstock and its peers, alternating (minutes; ARGS=--quick; PEERS=all or names)"
 	@echo "make clean   remove .venv and everything generated"
 	@echo "ARGS=…       is passed on: make test ARGS='tests/kv -x'"
 
@@ -65,8 +65,10 @@ lint: $(VENV)/.lint
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+# Peers get environments of their own below ~/.cache/penstock; see benchmarks/README.md.
+PEERS ?=
 bench: $(VENV)/.base
-	$(BIN)/penstock bench offline $(ARGS)
+	$(BIN)/python benchmarks/run.py --peers "$(PEERS)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """`make bench`: Penstock, its peers and the machine's own limits, alternating, in one run.
 
-    python benchmarks/run.py [--quick] [--peers all|NAME,…] [--parts prefill,decode,…] [--repeats N] [--threads N]
+    python benchmarks/run.py [--quick] [--peers all|NAME,…] [--parts prefill,decode,…] [--repeats N] …
 
 benchmarks/README.md says what each figure means. Results go to benchmarks/results/DATE-NAME.{json,md,svg}.
 """
@@ -20,7 +20,7 @@ from suite.catalogue import Engine, EngineFailure, select
 from suite.native import NoCompiler, default_cache
 from suite.process import EngineProcess, Launch
 from suite.roofline import Footprint, Probe, footprint
-from suite.scenarios import Scenario, decodes, kv_tokens, prefills
+from suite.scenarios import Scenario, decodes, fitting, kv_tokens, prefills
 from suite.serving import Serving
 from suite.start import measure_ready
 
@@ -31,13 +31,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Penstock and its peers, side by side.")
     parser.add_argument("--quick", action="store_true", help="few shapes, two engines, under 5 minutes")
     parser.add_argument("--peers", default="", help="all, or names separated by commas")
-    parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}; default all, quick: prefill,decode")
+    parser.add_argument(
+        "--parts", default="", help=f"of {','.join(PARTS)}; default all, quick: prefill,decode"
+    )
     parser.add_argument("--batches", default="", help="decode at these batch sizes only")
     parser.add_argument("--contexts", default="", help="decode at these contexts only")
     parser.add_argument("--repeats", type=int, help="alternations; default 5, quick: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every engine and the probe")
-    parser.add_argument("--limit-s", type=float, default=120, help="an engine that needs longer gets a reason")
+    parser.add_argument(
+        "--limit-s", type=float, default=120, help="an engine that needs longer gets a reason"
+    )
     parser.add_argument("--model", type=Path, help="GGUF file; default: smollm2 of the model store")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of Penstock, as kv_dtype=int8",
+    )
     parser.add_argument("--cache", type=Path, default=default_cache() / "peers")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
     parser.add_argument("--name", help="of the result files; default: bench or quick")
@@ -51,9 +62,10 @@ def arguments() -> argparse.Namespace:
     if unknown:
         parser.error(f"--parts: {', '.join(sorted(unknown))} unknown; known: {', '.join(PARTS)}")
     try:
-        options.engines = select(options.peers, options.quick)
+        settings = dict(pair.split("=", 1) for pair in options.set)
+        options.engines = select(options.peers, options.quick, settings)
     except ValueError as error:
-        parser.error(f"--{error}")
+        parser.error(f"--peers or --set: {error}")
     return options
 
 
@@ -69,6 +81,17 @@ def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
         for scenario in decodes(options.quick)
         if (not batches or scenario.batch in batches) and (not contexts or scenario.context in contexts)
     ]
+
+
+def fit_to_memory(options: argparse.Namespace, shape: Footprint) -> tuple[list[Scenario], list[str]]:
+    """Scenarios whose KV fits into three quarters of the free memory, all engines loaded at once."""
+    from penstock.observe.machine import available_memory
+
+    per_token = shape.kv_elements_per_token * sum(engine.pool_itemsize for engine in options.engines)
+    kept, dropped = fitting(chosen_scenarios(options), per_token, 0.75 * available_memory())
+    for name in dropped:
+        print(f"{name}: left out, the KV of all engines together would not fit into memory", file=sys.stderr)
+    return kept, dropped
 
 
 def open_probe(options: argparse.Namespace) -> Probe | None:
@@ -108,6 +131,7 @@ def page(
     engines: list[Measured],
     shape: Footprint,
     load: list[float],
+    dropped: list[str],
 ) -> list[str]:
     """The report's lines."""
     from penstock.observe.machine import describe_machine
@@ -117,8 +141,9 @@ def page(
         f"# Benchmark, {options.date}, {options.name}",
         "",
         f"{described['cpu']}, {described['cpus']} cores, {described['total_memory_bytes'] / 2**30:.0f} GiB; "
-        f"{options.threads} thread(s) for every engine; model {options.model.name}; greedy, exactly as many tokens "
-        f"as asked; {options.repeats} alternating repeats; load average {load[0]:.1f} before, {load[1]:.1f} after. "
+        f"{options.threads} thread(s) for every engine; model {options.model.name}; greedy, exactly as many "
+        f"tokens as asked; {options.repeats} alternating repeats; load average {load[0]:.1f} before, "
+        f"{load[1]:.1f} after. "
         "What each figure means: [benchmarks/README.md](../README.md).",
     ]
     parts = [
@@ -128,6 +153,7 @@ def page(
         serving.lines(engines),
         report.probe_lines(alternation.roofline, scenarios) if scenarios else [],
         report.conditions(engines),
+        [f"Left out, too much KV for the memory here: {'; '.join(dropped)}."] if dropped else [],
         [f"Made by `python benchmarks/run.py {' '.join(sys.argv[1:])}`."],
     ]
     lines = head
@@ -144,20 +170,20 @@ def main() -> None:
         options.model = sources.pull("smollm2")
     options.model = options.model.resolve()
     options.cache.mkdir(parents=True, exist_ok=True)
-    scenarios = chosen_scenarios(options)
     shape, vocab_size = footprint(options.model)
+    scenarios, dropped = fit_to_memory(options, shape)
     launch = Launch(
         options.model,
         options.cache,
         options.threads,
-        kv_tokens(scenarios, options.repeats),
+        kv_tokens(scenarios),
         shape.kv_elements_per_token,
         options.limit_s,
     )
     load = [os.getloadavg()[0]]
     probe = open_probe(options)
     processes, measured = start_all(options.engines, launch)
-    serving = Serving(launch, vocab_size, options.quick)
+    serving = Serving(options.engines, launch, vocab_size, options.quick)
     try:
         alternation = Alternation(processes, measured, probe, shape, vocab_size, options.limit_s)
         alternation.run(scenarios, options.repeats)
@@ -186,7 +212,9 @@ def main() -> None:
         "serving": serving.raw,
     }
     stem = options.output / f"{options.date}-{options.name}"
-    path = report.write(stem, page(options, scenarios, alternation, serving, engines, shape, load), raw)
+    path = report.write(
+        stem, page(options, scenarios, alternation, serving, engines, shape, load, dropped), raw
+    )
     chart.write(stem, engines, scenarios, alternation.roofline)
     print(path.read_text())
 

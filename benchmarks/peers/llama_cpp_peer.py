@@ -93,7 +93,9 @@ class LlamaCppPeer(Peer):
         best = []
         for i in sorted(with_logits):
             pointer = self._api.llama_get_logits_ith(self._context, i)
-            logits = self._np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._vocab,))
+            logits = self._np.ctypeslib.as_array(
+                ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._vocab,)
+            )
             best.append(int(logits.argmax()))
         return best
 

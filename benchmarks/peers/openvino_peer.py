@@ -29,7 +29,9 @@ class OpenVinoPeer(Peer):
         nbytes = self._pipeline.get_metrics().kv_cache_size_in_bytes
         self.kv_itemsize = nbytes / (blocks * BLOCK_TOKENS * given.kv_elements_per_token)
         compute = self._ov.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
-        widened = asked == "f16" and compute == "bf16"  # its plugin keeps 16-bit KV in the type it computes in
+        widened = (
+            asked == "f16" and compute == "bf16"
+        )  # its plugin keeps 16-bit KV in the type it computes in
         self.kv = "bf16" if widened else asked or "u8 (its default)"
         self.note = f"the same GGUF file, computes in {compute}, {blocks} KV blocks of 32, prefix caching on"
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 from peer import Load, Peer, main
+
+# Bytes per number of KV. int8: a float32 scale per token and head beside 64 numbers.
+ITEMSIZE = {"float32": 4.0, "bf16": 2.0, "int8": 1 + 4 / 64, "auto": 2.0}
 
 
 class PenstockPeer(Peer):
@@ -19,13 +23,18 @@ class PenstockPeer(Peer):
         from penstock import LLM, SamplingParams
 
         self._params = SamplingParams
-        # Room for float32, the widest precision of the KV: narrower ones hold more tokens.
-        self._llm = LLM(given.model, kv_bytes=given.kv_tokens * given.kv_elements_per_token * 4, **given.options)
-        ready = self._llm.ready
-        # The reference backend keeps float32; a backend with another precision says so in its plan.
-        self.kv_itemsize = float(ready.plan.get("kv_itemsize", 4))
-        self.kv = {4.0: "float32", 2.0: "bfloat16"}.get(self.kv_itemsize, "int8")
-        self.note = f"backend {ready.backend}, prefix cache on"
+        chosen = {"threads": given.threads, **given.options}
+        itemsize = ITEMSIZE[chosen.get("kv_dtype", "auto")]
+        nbytes = math.ceil(given.kv_tokens * given.kv_elements_per_token * itemsize)
+        self._llm = LLM(given.model, kv_bytes=nbytes, **chosen)
+        settings, ready = self._llm.settings, self._llm.ready
+        self.kv = settings.kv_dtype
+        if self.kv == "auto":
+            exact = ready.backend == "reference" or settings.weights == "float32"
+            self.kv = "float32" if exact else "bf16"
+        self.kv_itemsize = ITEMSIZE[self.kv]
+        changed = "".join(f", {name} {value}" for name, value in given.options.items())
+        self.note = f"backend {ready.backend}, weights {settings.weights}, prefix cache on{changed}"
 
     def run(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
         results = self._llm.generate(prompts, self._sampling(output_len), progress=False)

@@ -25,13 +25,22 @@ class VllmPeer(Peer):
 
         self._params = SamplingParams
         # bfloat16 is what vLLM's CPU kernels are made for; the table says so.
-        self._llm = LLM(given.model, dtype="bfloat16", max_model_len=8192, seed=0)
-        self.note = f"weights dequantized to bfloat16, KV cache {gib} GiB, prefix caching on"
+        self._llm = LLM(given.model, dtype="bfloat16", max_model_len=8192, max_num_seqs=64, seed=0)
+        self.note = (
+            f"weights dequantized to bfloat16, KV cache {gib} GiB, 64 sequences at most, prefix caching on"
+        )
 
     def run(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         outputs = self._llm.generate(inputs, self._sampling(output_len), use_tqdm=False)
         return [list(out.outputs[0].token_ids) for out in outputs]
+
+    def list(self, requests: list[dict], concurrency: int) -> int:
+        """All at once: its scheduler runs `max_num_seqs` of them, which is fixed at load."""
+        inputs = [{"prompt_token_ids": request["prompt"]} for request in requests]
+        params = [self._sampling(request["output_len"]) for request in requests]
+        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        return sum(len(out.outputs[0].token_ids) for out in outputs)
 
     def _sampling(self, output_len: int) -> object:
         return self._params(temperature=0.0, max_tokens=output_len, min_tokens=output_len, ignore_eos=True)

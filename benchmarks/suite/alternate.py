@@ -143,7 +143,9 @@ class Alternation:
         speeds = [max(rates) for name, rates in measured.rates.items() if name.startswith("prefill")]
         expected = scenario.batch * scenario.context / max(speeds) if speeds else 0.0
         if expected > self._limit_s:
-            raise EngineFailure(f"its prefill alone would take about {expected:.0f} s (limit {self._limit_s:g} s)")
+            raise EngineFailure(
+                f"its prefill alone would take about {expected:.0f} s (limit {self._limit_s:g} s)"
+            )
 
     def _prefill(self, process: EngineProcess, scenario: Scenario, repeat: int) -> tuple[list[float], float]:
         prompts = prefill_prompt(scenario, repeat, self._vocab_size)
@@ -161,5 +163,7 @@ class Alternation:
         many = process.ask(do="run", prompts=prompts, output_len=scenario.output_len + 1)
         measured.first.setdefault(scenario.name, many["first"])
         if many["seconds"] <= one:
-            raise EngineFailure(f"{scenario.output_len + 1} tokens took {many['seconds']:.2f} s, one took {one:.2f} s")
+            raise EngineFailure(
+                f"{scenario.output_len + 1} tokens took {many['seconds']:.2f} s, one took {one:.2f} s"
+            )
         return [one, many["seconds"]], scenario.batch * scenario.output_len / (many["seconds"] - one)

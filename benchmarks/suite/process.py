@@ -195,7 +195,7 @@ class Server:
     def resident_bytes(self) -> dict[str, int]:
         """Of the server and all its descendants: rss (shared pages counted in each) and pss (divided)."""
         found = {"processes": 0, "rss": 0, "pss": 0}
-        for pid in _group(self._process.pid):
+        for pid in _family(self._process.pid):
             try:
                 rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             except OSError:
@@ -211,7 +211,7 @@ class Server:
     def cpu_s(self) -> float:
         """CPU seconds that the server and its descendants have used."""
         ticks = 0
-        for pid in _group(self._process.pid):
+        for pid in _family(self._process.pid):
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:
@@ -229,18 +229,20 @@ class Server:
                 self._process.wait()
 
 
-def _group(leader: int) -> list[int]:
-    """Processes of the session that `leader` began."""
-    found = []
+def _family(ancestor: int) -> list[int]:
+    """A process and its descendants, whatever sessions they are in."""
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if int(fields[3]) == leader:
-            found.append(int(folder.name))
+        children.setdefault(parent, []).append(int(folder.name))
+    found = [ancestor]
+    for pid in found:  # grows while it is read
+        found += children.get(pid, [])
     return found
 
 

@@ -93,7 +93,9 @@ def conditions(engines: list[Measured]) -> list[str]:
         item = engine.loaded.get("kv_itemsize")
         width = f" ({item:.3g} bytes a number)" if item else ""
         lines.append(f"- {engine.name}: {versions}; KV {engine.loaded['kv']}{width}; {engine.loaded['note']}")
-        common = [name for name in engine.first if ours is not None and engine is not ours and name in ours.first]
+        common = [
+            name for name in engine.first if ours is not None and engine is not ours and name in ours.first
+        ]
         if ours is not None and common:
             equal = sum(engine.first[name] == ours.first[name] for name in common)
             lines[-1] += f"; first 16 tokens equal Penstock's in {equal} of {len(common)} scenarios"
@@ -115,9 +117,9 @@ def probe_lines(roofline: Roofline, scenarios: list[Scenario]) -> list[str]:
         + f"; int8 {statistics.median(roofline.int8_gmac_s):.0f} GMAC/s ({roofline.int8}), float32 FMA "
         f"{statistics.median(roofline.fma_gmac_s):.0f} GMAC/s, in registers.",
         "",
-        "Read roofline: the rows of a step over the time that the probe takes to read the step's bytes (weights "
-        "once, KV of every row at Penstock's precision). Int8 peak: multiply-accumulates of the weight matrices "
-        "per token, attention left out.",
+        "Read roofline: the rows of a step over the time that the probe takes to read the step's bytes "
+        "(weights once, KV of every row at Penstock's precision). Int8 peak: multiply-accumulates of the "
+        "weight matrices per token, attention left out.",
     ]
 
 

@@ -22,6 +22,10 @@ class Probe:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def read(self, nbytes: int, budget_ms: int = 300) -> dict:
         """Bandwidth over a set of `nbytes`: gb_s (highest median of a variant), best_gb_s, variants."""
         return self._ask(f"read {nbytes} {budget_ms}")
@@ -46,6 +50,8 @@ class Probe:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout
+        self._process.stdout.close()
 
 
 @dataclass(frozen=True)

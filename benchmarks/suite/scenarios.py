@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ BATCHES = (1, 4, 8, 32, 64)
 @dataclass(frozen=True)
 class Scenario:
     """kind "prefill": one new prompt of `context` tokens, one token out: time to first token.
-    kind "decode": `batch` prompts of `context` tokens that the prefix cache holds, `output_len` tokens each."""
+    kind "decode": `batch` prompts of `context` tokens from the prefix cache, `output_len` tokens each."""
 
     kind: str
     batch: int
@@ -40,22 +41,44 @@ def decodes(quick: bool) -> list[Scenario]:
     return [Scenario("decode", batch, context, 64) for context in CONTEXTS for batch in BATCHES]
 
 
-def kv_tokens(scenarios: list[Scenario], repeats: int) -> int:
-    """Tokens that a pool must hold so that every decode prompt stays in the prefix cache to the end."""
-    longest: dict[int, int] = {}
-    fresh = 0
+def kv_tokens(scenarios: list[Scenario]) -> int:
+    """Tokens that a pool must hold so that every decode prompt stays in the prefix cache from one repeat
+    to the next, beside the prompts and outputs of one repeat that nobody asks for again."""
+    kept: dict[int, int] = {}
+    passing = 0
     for scenario in scenarios:
         if scenario.kind == "decode":
-            need = scenario.batch * (scenario.context + scenario.output_len + 32)
-            longest[scenario.context] = max(longest.get(scenario.context, 0), need)
+            kept[scenario.context] = max(
+                kept.get(scenario.context, 0), scenario.batch * (scenario.context + 32)
+            )
+            passing += scenario.batch * (scenario.output_len + 32)
         else:
-            fresh += scenario.context * (repeats + 1)
-    return max(32768, -(-(sum(longest.values()) + fresh) // 4096) * 4096 + 8192)
+            passing += 2 * scenario.context
+    return max(32768, math.ceil((sum(kept.values()) + passing) / 4096) * 4096)
+
+
+def fitting(
+    scenarios: list[Scenario], bytes_per_token: float, free_bytes: float
+) -> tuple[list[Scenario], list[str]]:
+    """The scenarios whose KV fits into `free_bytes` in all engines together, and the names of the others:
+    the largest decode scenarios go first."""
+    kept, dropped = list(scenarios), []
+    while kv_tokens(kept) * bytes_per_token > free_bytes:
+        candidates = [scenario for scenario in kept if scenario.kind == "decode"]
+        if not candidates:
+            break
+        largest = max(candidates, key=lambda scenario: scenario.batch * scenario.context)
+        kept.remove(largest)
+        dropped.append(largest.name)
+    return kept, dropped
 
 
 def decode_prompts(scenario: Scenario, vocab_size: int) -> list[list[int]]:
     """The same in every repeat, and a smaller batch takes the first of a larger one's."""
-    return [tokens(f"decode/{scenario.context}/{row}", scenario.context, vocab_size) for row in range(scenario.batch)]
+    return [
+        tokens(f"decode/{scenario.context}/{row}", scenario.context, vocab_size)
+        for row in range(scenario.batch)
+    ]
 
 
 def prefill_prompt(scenario: Scenario, repeat: int, vocab_size: int) -> list[list[int]]:
@@ -115,7 +138,9 @@ def sample_requests(chosen: Sample, vocab_size: int, salt: str) -> list[dict]:
     ]
 
 
-def http_line(prompt: list[int], output_len: int, model: str, tag: str, arrival_s: float | None = None) -> str:
+def http_line(
+    prompt: list[int], output_len: int, model: str, tag: str, arrival_s: float | None = None
+) -> str:
     """One line of the load generator's request list: a greedy stream of exactly `output_len` tokens."""
     line: dict = {
         "path": "/v1/completions",

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from suite.alternate import Measured
-from suite.catalogue import ENGINES, EngineFailure
+from suite.catalogue import Engine, EngineFailure
 from suite.native import NoCompiler, build
 from suite.process import EngineProcess, Launch, Server
 from suite.scenarios import http_line, sample, sample_requests, tokens
@@ -22,13 +22,17 @@ from suite.scenarios import http_line, sample, sample_requests, tokens
 CONCURRENCY = 32
 MIXED = f"mixed load, {CONCURRENCY} at once"
 LONG_PROMPT = 4096
-COUNTERS = re.compile(r"^(penstock_(?:step\w*|steps_total|busy_seconds_total|sampled_tokens_total))(?:\{[^}]*\})? (\S+)$")
+POOL_TOKENS = 131072  # of the server: no preemption at 32 streams beside long prompts
+COUNTERS = re.compile(
+    r"^(penstock_(?:step\w*|steps_total|busy_seconds_total|sampled_tokens_total))(?:\{[^}]*\})? (\S+)$"
+)
 
 
 class Serving:
     """`raw` is everything measured, as JSON; `lines` its part of the report."""
 
-    def __init__(self, launch: Launch, vocab_size: int, quick: bool) -> None:
+    def __init__(self, engines: list[Engine], launch: Launch, vocab_size: int, quick: bool) -> None:
+        self._ours = next((engine for engine in engines if engine.name == "penstock"), None)
         self._launch, self._vocab_size = launch, vocab_size
         count, max_input, max_output = (32, 512, 64) if quick else (96, 1024, 128)
         self._sample = sample(count, max_input, max_output)
@@ -57,9 +61,10 @@ class Serving:
                 server.stop()
 
     def _server(self) -> Server | None:
-        engine = next(engine for engine in ENGINES if engine.server)
-        kv_bytes = self._launch.kv_tokens * self._launch.kv_elements_per_token * 4
-        server = Server(engine, self._launch, ("--kv-bytes", str(kv_bytes)))
+        if self._ours is None:
+            return None
+        kv_bytes = POOL_TOKENS * self._launch.kv_elements_per_token * 2
+        server = Server(self._ours, self._launch, ("--kv-bytes", str(kv_bytes)))
         try:
             build("loadgen")
             server.start()
@@ -105,7 +110,13 @@ class Serving:
         quiet = self._generate(server, streams, CONCURRENCY)
         spacing = quiet["duration_s"] / 4
         long = [
-            http_line(tokens(f"long/{i}", LONG_PROMPT, self._vocab_size), 1, server.model, "long", spacing * (i + 0.5))
+            http_line(
+                tokens(f"long/{i}", LONG_PROMPT, self._vocab_size),
+                1,
+                server.model,
+                "long",
+                spacing * (i + 0.5),
+            )
             for i in range(4)
         ]
         run = self._generate(server, [*streams, *long], CONCURRENCY, keep_raw=True)
@@ -138,7 +149,10 @@ class Serving:
         found = []
         rates = [f"{row.name} {row.median(MIXED):,.1f}" for row in engines if row.median(MIXED)]
         if rates:
-            found += [f"**Mixed load** ({self._sample.source}), output tokens/s, medians, {CONCURRENCY} at once: ", ""]
+            found += [
+                f"**Mixed load** ({self._sample.source}), output tokens/s, medians, {CONCURRENCY} at once: ",
+                "",
+            ]
             found += [f"- offline, each engine's own pipeline: {'; '.join(rates)}"]
         if self.raw["runs"]:
             found += self._http_lines(engines)
@@ -166,17 +180,19 @@ class Serving:
         ]
         for run in self.raw["disturbed"]:
             gaps, quiet = run["gaps"], run["quiet"]["itl"]
+            p50, p99 = gaps["p50_s"] * 1e3, gaps["p99_s"] * 1e3
             lines.append(
-                f"- {CONCURRENCY} streams while {LONG_PROMPT:,}-token prompts arrive: ITL p50 {gaps['p50_s'] * 1e3:.1f} ms, "
-                f"p99 {gaps['p99_s'] * 1e3:.1f} ms, **p99 {gaps['p99_s'] / gaps['p50_s']:.2f}× the median** "
-                f"({gaps['count']:,} gaps while one is unanswered; undisturbed p50 {quiet['p50_s'] * 1e3:.1f}, "
-                f"p99 {quiet['p99_s'] * 1e3:.1f} ms); the long prompts' TTFT p50 {_ms(run['tags']['long'], 'ttft', 'p50_s')}"
+                f"- {CONCURRENCY} streams while {LONG_PROMPT:,}-token prompts arrive: ITL p50 {p50:.1f} ms, "
+                f"p99 {p99:.1f} ms, **p99 {p99 / p50:.2f}× the median** "
+                f"({gaps['count']:,} gaps while one is unanswered; undisturbed "
+                f"p50 {quiet['p50_s'] * 1e3:.1f}, p99 {quiet['p99_s'] * 1e3:.1f} ms); "
+                f"the long prompts' TTFT p50 {_ms(run['tags']['long'], 'ttft', 'p50_s')}"
             )
         resident = self.raw.get("resident_bytes")
         if resident:
             lines.append(
-                f"- Penstock's server, {resident['processes']} processes: {resident['rss'] / 2**20:,.0f} MiB resident, "
-                f"{resident['pss'] / 2**20:,.0f} MiB with shared pages divided"
+                f"- Penstock's server, {resident['processes']} processes: {resident['rss'] / 2**20:,.0f} MiB "
+                f"resident, {resident['pss'] / 2**20:,.0f} MiB with shared pages divided"
             )
         return lines
 
@@ -191,11 +207,14 @@ def host_lines(run: dict, threads: int) -> list[str]:
     lines = [
         f"- host overhead over HTTP: {steps:,.0f} steps of {busy / steps * 1e3:.2f} ms; a step on the device "
         f"{busy / wall:.1%} of the time, without one {1 - busy / wall:.1%}; server and engine used "
-        f"{run['server_cpu_s'] / wall:.2f} of {threads} cores, the load generator {run['generator_cpu_cores']:.3f}"
+        f"{run['server_cpu_s'] / wall:.2f} of {threads} cores, "
+        f"the load generator {run['generator_cpu_cores']:.3f}"
     ]
     own = {name: value for name, value in counted.items() if name.startswith("penstock_step_")}
     if own:
-        parts = ", ".join(f"{name} {value / steps * 1e3:.3f} ms" for name, value in own.items() if "seconds" in name)
+        parts = ", ".join(
+            f"{name} {value / steps * 1e3:.3f} ms" for name, value in own.items() if "seconds" in name
+        )
         lines.append(f"  - per step: {parts}")
     return lines
 
@@ -212,7 +231,9 @@ def counters(server: Server) -> dict[str, float]:
 
 def gaps_while(rows: list[dict], tag: str, while_tag: str) -> dict:
     """Gaps between tokens of `tag` streams that overlap a `while_tag` request's wait for its first token."""
-    waits = [(row["sent_s"], row["arrivals_s"][0]) for row in rows if row["tag"] == while_tag and row["arrivals_s"]]
+    waits = [
+        (row["sent_s"], row["arrivals_s"][0]) for row in rows if row["tag"] == while_tag and row["arrivals_s"]
+    ]
     gaps = [
         after - before
         for row in rows

@@ -11,9 +11,7 @@ from suite.process import EngineProcess, Launch, Server
 KV_TOKENS = 16384  # a small pool: allocating a large one is not what is being timed
 
 
-def measure_ready(
-    engines: list[Engine], launch: Launch, measured: dict[str, Measured], repeats: int
-) -> None:
+def measure_ready(engines: list[Engine], launch: Launch, measured: dict[str, Measured], repeats: int) -> None:
     """In its own process for every engine; over HTTP for those with a server."""
     small = Launch(
         launch.model, launch.cache, launch.threads, KV_TOKENS, launch.kv_elements_per_token, launch.limit_s
