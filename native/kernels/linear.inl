@@ -5,81 +5,74 @@
 
 constexpr int kPrefetch = 1600;  // bytes ahead: measured best between 1.3 and 2.6 KB
 
-// acc += (totals * d) * scale_x, d = scale_w, for one part of the panel's lanes.
+// acc += (total * d) * scale_x of one group
 template <int M>
-inline void add_scaled_totals(const Activations& a, int g, const ipart* totals, fpart d, fpart* acc) {
-  const fpart c = mul(d, part_set1(-kMagic));
-  for (int r = 0; r < M; ++r) {
-    acc[r] = fma(scale_total(totals[r], d, c), part_set1(a.scale[r * a.s_stride + g]), acc[r]);
-  }
+inline void add_scaled(const Activations& a, int g, const i32 (&total)[M], f32 d, f32 (&acc)[M]) {
+  const f32 c = mul(d, set1(-kMagic));
+  for (int r = 0; r < M; ++r) acc[r] = fma(scale_total(total[r], d, c), set1(a.scale[r * a.s_stride + g]), acc[r]);
 }
 
-// Q4, two groups a pair of nibbles. A part of the lanes goes through both groups before the next part:
-// its integer sums, and little else, have to be in registers.
+// Q4. Two groups a pair of nibbles, at once if there are registers for both groups' sums.
 template <int M>
 inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
-  fpart acc[kParts][M];
-  for (int p = 0; p < kParts; ++p) {
-    for (int r = 0; r < M; ++r) acc[p][r] = part_set1(0.0f);
-  }
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
   for (int g = 0; g < groups; g += 2, panel += 640) {
     const int8_t* q = a.q + int64_t(g) * kGroup;
-    for (int p = 0; p < kParts; ++p) {
-      NibbleDot low[M], high[M];
-      for (int r = 0; r < M; ++r) low[r] = high[r] = nibble_start();
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
+#pragma GCC unroll 2
+    for (int first = 0; first < 2; first += kGroupsAtOnce) {
+      NibbleDot dot[kGroupsAtOnce][M];
+      for (int i = 0; i < kGroupsAtOnce; ++i) {
+        for (int r = 0; r < M; ++r) dot[i][r] = nibble_start();
+      }
       for (int line = 0; line < 8; ++line) {
-        if (ahead && p == 0) prefetch(panel + kPrefetch + 64 * line);
-        ipart w = part_line(panel + 64 * line + p * kPartBytes);
-        ipart w0 = low_nibbles(w), w1 = high_nibbles(w);
+        if (ahead && first == 0) prefetch(panel + kPrefetch + 64 * line);
+        const i32 w = load_line(panel + 64 * line);
+        const i32 low = low_nibbles(w), high = high_nibbles(w);
         for (int r = 0; r < M; ++r) {
-          low[r] = dot_nibbles(low[r], w0, q + r * a.q_stride + 4 * line);
-          high[r] = dot_nibbles(high[r], w1, q + r * a.q_stride + kGroup + 4 * line);
+          const int8_t* four = q + r * a.q_stride + 4 * line;
+          for (int i = 0; i < kGroupsAtOnce; ++i) {
+            const int odd = first + i;
+            dot[i][r] = dot_nibbles(dot[i][r], odd ? high : low, four + odd * kGroup);
+          }
         }
       }
-      if (ahead && p == 0) {
+      if (ahead && first == 0) {
         prefetch(panel + kPrefetch + 512);
         prefetch(panel + kPrefetch + 576);
       }
-      const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512) + p * kPartLanes;
-      for (int odd = 0; odd < 2; ++odd) {
-        ipart totals[M];
-        for (int r = 0; r < M; ++r) totals[r] = odd ? high_total(high[r]) : low_total(low[r]);
-        const fpart d = part_f16(scales + 16 * odd), minimum = part_f16(scales + 32 + 16 * odd);
-        add_scaled_totals<M>(a, g + odd, totals, odd ? mul(d, part_set1(kHighScale)) : d, acc[p]);
-        for (int r = 0; r < M; ++r) {
-          acc[p][r] = fma(minimum, part_set1(a.sum[r * a.s_stride + g + odd]), acc[p][r]);
-        }
+      for (int i = 0; i < kGroupsAtOnce; ++i) {
+        const int odd = first + i;
+        f32 d = load_f16(scales + 16 * odd);
+        if (odd) d = mul(d, set1(kHighScale));
+        i32 total[M];
+        for (int r = 0; r < M; ++r) total[r] = nibble_total(dot[i][r]);
+        add_scaled<M>(a, g + odd, total, d, acc);
+        const f32 minimum = load_f16(scales + 32 + 16 * odd);
+        for (int r = 0; r < M; ++r) acc[r] = fma(minimum, set1(a.sum[r * a.s_stride + g + odd]), acc[r]);
       }
     }
   }
-  for (int r = 0; r < M; ++r) {
-    for (int p = 0; p < kParts; ++p) part_store(out + r * kPanel + p * kPartLanes, acc[p][r]);
-  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
 }
 
 template <int M>
 inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
-  fpart acc[kParts][M];
-  for (int p = 0; p < kParts; ++p) {
-    for (int r = 0; r < M; ++r) acc[p][r] = part_set1(0.0f);
-  }
+  f32 acc[M];
+  for (int r = 0; r < M; ++r) acc[r] = zero();
   for (int g = 0; g < groups; ++g, panel += 544) {
+    i32 dot[M];
+    for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
-    for (int p = 0; p < kParts; ++p) {
-      ipart dot[M];
-      for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
-      for (int line = 0; line < 8; ++line) {
-        if (ahead && p == 0) prefetch(panel + kPrefetch + 64 * line);
-        ipart w = part_line(panel + 64 * line + p * kPartBytes);
-        for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
-      }
-      const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512) + p * kPartLanes;
-      add_scaled_totals<M>(a, g, dot, part_f16(scales), acc[p]);
+    for (int line = 0; line < 8; ++line) {
+      if (ahead) prefetch(panel + kPrefetch + 64 * line);
+      i32 w = load_line(panel + 64 * line);
+      for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
     }
+    add_scaled<M>(a, g, dot, load_f16(reinterpret_cast<const uint16_t*>(panel + 512)), acc);
   }
-  for (int r = 0; r < M; ++r) {
-    for (int p = 0; p < kParts; ++p) part_store(out + r * kPanel + p * kPartLanes, acc[p][r]);
-  }
+  for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
 }
 
 template <int M>

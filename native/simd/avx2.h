@@ -17,7 +17,8 @@ struct i32 {
   __m256i a, b;
 };
 
-constexpr int kTileRows = 4;  // most rows of a matrix product's tile that fit the registers
+constexpr int kTileRows = 4;      // most rows of a matrix product's tile that fit the registers
+constexpr int kGroupsAtOnce = 1;  // groups of Q4's pairs whose sums fit them too
 
 // First n of 8 lanes set, n clamped to 0..8.
 inline __m256i mask_of(int n) {
@@ -109,82 +110,109 @@ inline f32 to_float(i32 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps
 // To nearest, ties to even.
 inline i32 round_to_int(f32 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 
+template <int Bits>
+inline i32 shift_left(i32 x) {
+  return {_mm256_slli_epi32(x.a, Bits), _mm256_slli_epi32(x.b, Bits)};
+}
+template <int Bits>
+inline i32 shift_right(i32 x) {
+  return {_mm256_srli_epi32(x.a, Bits), _mm256_srli_epi32(x.b, Bits)};
+}
+inline i32 keep_bits(i32 x, uint32_t mask) { return iand(x, iset1(int32_t(mask))); }
+inline i32 join_bits(i32 x, i32 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+// Every byte, 0..15, becomes values[byte].
+inline i32 look_up(i32 line, const uint8_t* values) {
+  const __m256i table = _mm256_broadcastsi128_si256(half_line(values));
+  return {_mm256_shuffle_epi8(table, line.a), _mm256_shuffle_epi8(table, line.b)};
+}
+inline f32 load_u8(const uint8_t* p) {
+  const __m128i bytes = half_line(p);
+  return to_float({_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))});
+}
+
 // The two bfloat16 of every lane as floats: the low half's, the high half's.
 inline f32 bf16_low(i32 x) { return as_float({_mm256_slli_epi32(x.a, 16), _mm256_slli_epi32(x.b, 16)}); }
 inline f32 bf16_high(i32 x) { return as_float(iand(x, iset1(int32_t(0xFFFF0000)))); }
 
-// A matrix product's vectors: the 16 lanes of a panel in two parts.
-constexpr int kParts = 2;
-constexpr int kPartLanes = 16 / kParts;
-constexpr int kPartBytes = 64 / kParts;
-using fpart = __m256;
-using ipart = __m256i;
-inline ipart part_line(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline fpart part_f16(const uint16_t* p) { return _mm256_cvtph_ps(half_line(p)); }
-inline fpart part_set1(float x) { return _mm256_set1_ps(x); }
-inline void part_store(float* p, fpart v) { _mm256_storeu_ps(p, v); }
-inline fpart mul(fpart x, fpart y) { return _mm256_mul_ps(x, y); }
-inline fpart fma(fpart x, fpart y, fpart z) { return _mm256_fmadd_ps(x, y, z); }
-
 // The four bytes at `a` in every lane.
-inline ipart four_of(const int8_t* a) {
+inline __m256i four_of(const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
 
 // Dot products of one group of 32 inputs; what they promise is in simd/avx512.h.
-inline ipart low_nibbles(ipart line) { return _mm256_and_si256(line, _mm256_set1_epi32(0x0F0F0F0F)); }
-
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
 
-using NibbleDot = ipart;
-constexpr float kHighScale = 1.0f / 16.0f;
-inline ipart high_nibbles(ipart line) { return _mm256_and_si256(line, _mm256_set1_epi32(int32_t(0xF0F0F0F0))); }
-
-// AVX512-VNNI's form for 256 bits is another encoding of the same operation: by it, machines without
-// AVX-VNNI can test this file.
-inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) {
+// Per lane: acc + sum of its four unsigned bytes times four signed ones. AVX512-VNNI's 256-bit form is
+// another encoding of the same operation: by it, machines without AVX-VNNI can test this file.
+inline __m256i dot_half(__m256i acc, __m256i line, __m256i a) {
 #if defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(acc, line, four_of(a));
+  return _mm256_dpbusd_avx_epi32(acc, line, a);
 #else
-  return _mm256_dpbusd_epi32(acc, line, four_of(a));
+  return _mm256_dpbusd_epi32(acc, line, a);
 #endif
 }
-inline ipart byte_start(int32_t start) { return _mm256_set1_epi32(start); }
-inline NibbleDot nibble_start() { return _mm256_set1_epi32(kMagicBits); }
-inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) { return dot_bytes(acc, line, a); }
-inline ipart low_total(NibbleDot dot) { return dot; }
-inline ipart high_total(NibbleDot dot) { return dot; }
+using NibbleDot = i32;
+constexpr float kHighScale = 1.0f / 16.0f;
+inline i32 low_nibbles(i32 line) { return iand(line, iset1(0x0F0F0F0F)); }
+inline i32 high_nibbles(i32 line) { return iand(line, iset1(int32_t(0xF0F0F0F0))); }
+inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
+  const __m256i four = four_of(a);
+  return {dot_half(acc.a, line.a, four), dot_half(acc.b, line.b, four)};
+}
+inline i32 byte_start(int32_t start) { return iset1(start); }
+inline NibbleDot nibble_start() { return iset1(kMagicBits); }
+inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
+inline i32 nibble_total(NibbleDot dot) { return dot; }
+inline i32 dot_small(i32 acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
 
 #else
 
 // Sums of pairs in int16: the 16 products that meet in one are at most 16 * 15 * 127 = 30480.
-using NibbleDot = ipart;
+struct NibbleDot {
+  __m256i a, b;
+};
 constexpr float kHighScale = 1.0f;
-inline ipart high_nibbles(ipart line) { return low_nibbles(_mm256_srli_epi16(line, 4)); }
-inline NibbleDot nibble_start() { return _mm256_setzero_si256(); }
-inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) {
-  return _mm256_add_epi16(acc, _mm256_maddubs_epi16(line, four_of(a)));
+inline i32 low_nibbles(i32 line) { return iand(line, iset1(0x0F0F0F0F)); }
+inline i32 high_nibbles(i32 line) {
+  return low_nibbles({_mm256_srli_epi16(line.a, 4), _mm256_srli_epi16(line.b, 4)});
 }
-inline ipart low_total(NibbleDot dot) {
-  return _mm256_add_epi32(_mm256_set1_epi32(kMagicBits), _mm256_madd_epi16(dot, _mm256_set1_epi16(1)));
+inline NibbleDot nibble_start() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) {
+  const __m256i four = four_of(a);
+  return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(line.a, four)),
+          _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(line.b, four))};
 }
-inline ipart high_total(NibbleDot dot) { return low_total(dot); }
+inline i32 nibble_total(NibbleDot dot) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return iadd(iset1(kMagicBits), {_mm256_madd_epi16(dot.a, one), _mm256_madd_epi16(dot.b, one)});
+}
+
+// A pair of products of bytes up to 63 is at most 2 * 63 * 127.
+inline i32 dot_small(i32 acc, i32 line, const int8_t* a) {
+  const __m256i four = four_of(a), one = _mm256_set1_epi16(1);
+  return iadd(acc, {_mm256_madd_epi16(_mm256_maddubs_epi16(line.a, four), one),
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(line.b, four), one)});
+}
 
 // Signed bytes, so that a pair of products is at most 2 * 128 * 127 and int16 holds it: |q| times a with
 // q's sign. The sum starts without the correction for q + 128.
-inline ipart byte_start(int32_t) { return _mm256_set1_epi32(kMagicBits); }
-inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) {
-  const ipart q = _mm256_xor_si256(line, _mm256_set1_epi8(-128));
-  const ipart pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(four_of(a), q));
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+inline i32 byte_start(int32_t) { return iset1(kMagicBits); }
+inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
+  const __m256i four = four_of(a), flip = _mm256_set1_epi8(-128), one = _mm256_set1_epi16(1);
+  auto half = [&](__m256i sum, __m256i bytes) {
+    const __m256i q = _mm256_xor_si256(bytes, flip);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(four, q));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, one));
+  };
+  return {half(acc.a, line.a), half(acc.b, line.b)};
 }
 
 #endif
 
 // dot * d, rounded once, from total = kMagicBits + dot and c = -kMagic * d.
-inline fpart scale_total(ipart total, fpart d, fpart c) { return fma(_mm256_castsi256_ps(total), d, c); }
+inline f32 scale_total(i32 total, f32 d, f32 c) { return fma(as_float(total), d, c); }
 
 // 16 int32 to 16 bytes, each its lowest byte.
 inline void store_i8(int8_t* p, i32 x) {

@@ -15,7 +15,8 @@ namespace penstock::PENSTOCK_ISA {
 using f32 = __m512;
 using i32 = __m512i;
 
-constexpr int kTileRows = 8;  // most rows of a matrix product's tile that fit the registers
+constexpr int kTileRows = 8;      // most rows of a matrix product's tile that fit the registers
+constexpr int kGroupsAtOnce = 2;  // groups of Q4's pairs whose sums fit them too
 
 inline f32 load(const float* p) { return _mm512_loadu_ps(p); }
 inline f32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
@@ -67,43 +68,53 @@ inline f32 to_float(i32 a) { return _mm512_cvtepi32_ps(a); }
 inline i32 round_to_int(f32 a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
 inline int32_t hsum(i32 a) { return _mm512_reduce_add_epi32(a); }
 
+template <int Bits>
+inline i32 shift_left(i32 a) {
+  return _mm512_slli_epi32(a, Bits);
+}
+template <int Bits>
+inline i32 shift_right(i32 a) {
+  return _mm512_srli_epi32(a, Bits);
+}
+inline i32 keep_bits(i32 a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(int32_t(mask))); }
+inline i32 join_bits(i32 a, i32 b) { return _mm512_or_si512(a, b); }
+// Every byte, 0..15, becomes values[byte].
+inline i32 look_up(i32 line, const uint8_t* values) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), line);
+}
+inline f32 load_u8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
 // The two bfloat16 of every lane as floats: the low half's, the high half's.
 inline f32 bf16_low(i32 a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
 inline f32 bf16_high(i32 a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(0xFFFF0000))); }
 
-// A matrix product's vectors: the 16 lanes of a panel in kParts parts, here one.
-constexpr int kParts = 1;
-constexpr int kPartLanes = 16 / kParts;
-constexpr int kPartBytes = 64 / kParts;
-using fpart = f32;
-using ipart = i32;
-inline ipart part_line(const uint8_t* p) { return load_line(p); }
-inline fpart part_f16(const uint16_t* p) { return load_f16(p); }
-inline fpart part_set1(float x) { return set1(x); }
-inline void part_store(float* p, fpart v) { store(p, v); }
-
 // Dot products of one group of 32 inputs, four at a time. Nibbles: nibble_start, eight dot_nibbles, then
-// low_total = kMagicBits + dot or, for the products of high_nibbles, high_total = kMagicBits + dot / kHighScale.
+// nibble_total = kMagicBits + dot, or kMagicBits + dot / kHighScale if they were high_nibbles.
 // Bytes q + 128: byte_start of kMagicBits - 128 * sum(a), eight dot_bytes give kMagicBits + dot.
-using NibbleDot = ipart;
+using NibbleDot = i32;
 constexpr float kHighScale = 1.0f / 16.0f;  // high nibbles stay where they are: 16 times as large
-inline ipart low_nibbles(ipart line) { return _mm512_and_si512(line, _mm512_set1_epi32(0x0F0F0F0F)); }
-inline ipart high_nibbles(ipart line) { return _mm512_and_si512(line, _mm512_set1_epi32(int32_t(0xF0F0F0F0))); }
+inline i32 low_nibbles(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi32(0x0F0F0F0F)); }
+inline i32 high_nibbles(i32 line) { return _mm512_and_si512(line, _mm512_set1_epi32(int32_t(0xF0F0F0F0))); }
 
 // Per lane: acc + sum of its four unsigned bytes times the four signed bytes at `a`.
-inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) {
+inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, 4);
   return _mm512_dpbusd_epi32(acc, line, _mm512_set1_epi32(four));
 }
-inline ipart byte_start(int32_t start) { return iset1(start); }
+inline i32 byte_start(int32_t start) { return iset1(start); }
 inline NibbleDot nibble_start() { return iset1(kMagicBits); }
-inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) { return dot_bytes(acc, line, a); }
-inline ipart low_total(NibbleDot dot) { return dot; }
-inline ipart high_total(NibbleDot dot) { return dot; }
+inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
+inline i32 nibble_total(NibbleDot dot) { return dot; }
+
+// The same sum for bytes up to 63.
+inline i32 dot_small(i32 acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
 
 // dot * d, rounded once, from total = kMagicBits + dot and c = -kMagic * d.
-inline fpart scale_total(ipart total, fpart d, fpart c) { return fma(as_float(total), d, c); }
+inline f32 scale_total(i32 total, f32 d, f32 c) { return fma(as_float(total), d, c); }
 
 // 16 int32 in -128..127 to 16 bytes.
 inline void store_i8(int8_t* p, i32 a) {

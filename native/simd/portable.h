@@ -35,10 +35,11 @@ struct i32 {
 
 // Most rows of a matrix product's tile that fit the registers.
 #if defined(__aarch64__)
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 4;
 #else
 constexpr int kTileRows = 1;
 #endif
+constexpr int kGroupsAtOnce = 1;  // groups of Q4's pairs whose sums fit them too
 
 // op(0), …, op(3), written out: a loop over the parts would keep them in memory.
 template <typename Op>
@@ -84,7 +85,7 @@ inline f32 mul(f32 a, f32 b) {
 inline f32 div(f32 a, f32 b) {
   return floats([&](int i) { return a.part[i] / b.part[i]; });
 }
-inline float4 fma(float4 a, float4 b, float4 c) {
+inline float4 fma_part(float4 a, float4 b, float4 c) {
 #if defined(__FMA__)
   return _mm_fmadd_ps(a, b, c);
 #elif defined(__aarch64__)
@@ -97,7 +98,7 @@ inline float4 fma(float4 a, float4 b, float4 c) {
 #endif
 }
 inline f32 fma(f32 a, f32 b, f32 c) {
-  return floats([&](int i) { return fma(a.part[i], b.part[i], c.part[i]); });
+  return floats([&](int i) { return fma_part(a.part[i], b.part[i], c.part[i]); });
 }
 inline float4 max_part(float4 a, float4 b) { return a > b ? a : b; }
 inline f32 max(f32 a, f32 b) {
@@ -160,16 +161,15 @@ inline f32 keep_range(f32 a, int first, int low, int high, f32 other) {
   });
 }
 
-// Four halves. Exact: the exponent is moved by a product with 2^112, which also makes subnormals normal.
-inline float4 half_floats(const uint16_t* p) {
-  const uint4 h = uint4{p[0], p[1], p[2], p[3]};
-  const uint4 magnitude = h & 0x7FFF;
-  const uint4 moved = uint4(float4(magnitude << 13) * 0x1p112f);
-  const uint4 special = uint4(magnitude >= 0x7C00) & 0x7F800000;  // infinity and NaN
-  return float4(moved | special | ((h & 0x8000) << 16));
-}
+// Exact: the exponent is moved by a product with 2^112, which also makes subnormals normal.
 inline f32 load_f16(const uint16_t* p) {
-  return floats([&](int i) { return half_floats(p + 4 * i); });
+  return floats([&](int i) {
+    const uint4 h = uint4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
+    const uint4 magnitude = h & 0x7FFF;
+    const uint4 moved = uint4(float4(magnitude << 13) * 0x1p112f);
+    const uint4 special = uint4(magnitude >= 0x7C00) & 0x7F800000;  // infinity and NaN
+    return float4(moved | special | ((h & 0x8000) << 16));
+  });
 }
 inline f32 load_bf16(const uint16_t* p) {
   return floats([&](int i) { return float4(uint4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]} << 16); });
@@ -203,47 +203,67 @@ inline i32 round_to_int(f32 a) {
   return ints([&](int i) { return round_part(a.part[i]); });
 }
 
+template <int Bits>
+inline i32 shift_left(i32 a) {
+  return ints([&](int i) { return a.part[i] << Bits; });
+}
+template <int Bits>
+inline i32 shift_right(i32 a) {
+  return ints([&](int i) { return a.part[i] >> Bits; });
+}
+inline i32 keep_bits(i32 a, uint32_t mask) { return iand(a, mask); }
+inline i32 join_bits(i32 a, i32 b) {
+  return ints([&](int i) { return a.part[i] | b.part[i]; });
+}
+// Every byte, 0..15, becomes values[byte].
+inline i32 look_up(i32 line, const uint8_t* values) {
+  uint8_t bytes[64];
+  __builtin_memcpy(bytes, &line, sizeof bytes);
+  for (uint8_t& byte : bytes) byte = values[byte];
+  return load_line(bytes);
+}
+inline f32 load_u8(const uint8_t* p) {
+  return floats([&](int i) {
+    const uint8_t* four = p + 4 * i;
+    return __builtin_convertvector(int4{four[0], four[1], four[2], four[3]}, float4);
+  });
+}
+
 // The two bfloat16 of every lane as floats: the low half's, the high half's.
 inline f32 bf16_low(i32 a) {
   return floats([&](int i) { return float4(a.part[i] << 16); });
 }
 inline f32 bf16_high(i32 a) { return as_float(iand(a, 0xFFFF0000)); }
 
-// A matrix product's vectors: the 16 lanes of a panel in four parts.
-constexpr int kParts = 4;
-constexpr int kPartLanes = 16 / kParts;
-constexpr int kPartBytes = 64 / kParts;
-using fpart = float4;
-using ipart = uint4;
-inline ipart part_line(const uint8_t* p) { return load_part<uint4>(p); }
-inline fpart part_f16(const uint16_t* p) { return half_floats(p); }
-inline fpart part_set1(float x) { return all(x); }
-inline void part_store(float* p, fpart v) { __builtin_memcpy(p, &v, sizeof v); }
-inline fpart mul(fpart a, fpart b) { return a * b; }
-
 // Dot products of one group of 32 inputs; what they promise is in simd/avx512.h.
-inline ipart four_of(const int8_t* a) {
+inline uint4 four_of(const int8_t* a) {
   uint32_t four;
   __builtin_memcpy(&four, a, 4);
   return all_bits(four);
 }
 
-using NibbleDot = ipart;
+using NibbleDot = i32;
 constexpr float kHighScale = 1.0f;
-inline ipart low_nibbles(ipart line) { return line & 0x0F0F0F0F; }
-inline ipart high_nibbles(ipart line) { return (line >> 4) & 0x0F0F0F0F; }
-inline NibbleDot nibble_start() { return all_bits(kMagicBits); }
-inline ipart low_total(NibbleDot dot) { return dot; }
-inline ipart high_total(NibbleDot dot) { return dot; }
+inline i32 low_nibbles(i32 line) { return iand(line, 0x0F0F0F0F); }
+inline i32 high_nibbles(i32 line) {
+  return ints([&](int i) { return (line.part[i] >> 4) & 0x0F0F0F0F; });
+}
 
 #if defined(__ARM_FEATURE_DOTPROD)
 
-// Signed bytes: nibbles are both, q + 128 becomes q and the sum starts without its correction.
-inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) {
-  return uint4(vdotq_s32(int32x4_t(acc), int8x16_t(line), int8x16_t(four_of(a))));
+// Signed bytes: nibbles are both, q + 128 becomes q.
+inline uint4 dot_part(uint4 acc, uint4 line, uint4 four) {
+  return uint4(vdotq_s32(int32x4_t(acc), int8x16_t(line), int8x16_t(four)));
 }
-inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) { return dot_nibbles(acc, line ^ 0x80808080, a); }
-inline ipart byte_start(int32_t) { return all_bits(kMagicBits); }
+inline i32 dot_signed(i32 acc, i32 line, const int8_t* a) {
+  const uint4 four = four_of(a);
+  return ints([&](int i) { return dot_part(acc.part[i], line.part[i], four); });
+}
+inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) { return dot_signed(acc, line, a); }
+inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
+  return dot_signed(acc, ints([&](int i) { return line.part[i] ^ 0x80808080; }), a);
+}
+inline i32 byte_start(int32_t) { return iset1(kMagicBits); }
 
 #else
 
@@ -258,21 +278,26 @@ inline uint4 pair_dot(uint4 a, uint4 b) {
 }
 
 // Bytes 0 and 2 of every lane meet in one pair of 16 bits, bytes 1 and 3 in the other.
-inline ipart dot_bytes(ipart acc, ipart line, const int8_t* a) {
+inline i32 dot_bytes(i32 acc, i32 line, const int8_t* a) {
   const uint4 four = four_of(a);
   const uint4 even = uint4(short8(short8(four) << 8) >> 8), odd = uint4(short8(four) >> 8);
-  return acc + pair_dot(line & 0x00FF00FF, even) + pair_dot((line >> 8) & 0x00FF00FF, odd);
+  return ints([&](int i) {
+    const uint4 bytes = line.part[i];
+    return acc.part[i] + pair_dot(bytes & 0x00FF00FF, even) + pair_dot((bytes >> 8) & 0x00FF00FF, odd);
+  });
 }
-inline NibbleDot dot_nibbles(NibbleDot acc, ipart line, const int8_t* a) { return dot_bytes(acc, line, a); }
-inline ipart byte_start(int32_t start) { return all_bits(uint32_t(start)); }
+inline NibbleDot dot_nibbles(NibbleDot acc, i32 line, const int8_t* a) { return dot_bytes(acc, line, a); }
+inline i32 byte_start(int32_t start) { return iset1(start); }
 
 #endif
 
+inline NibbleDot nibble_start() { return iset1(kMagicBits); }
+inline i32 nibble_total(NibbleDot dot) { return dot; }
+inline i32 dot_small(i32 acc, i32 line, const int8_t* a) { return dot_nibbles(acc, line, a); }
+
 // dot * d, rounded once, from total = kMagicBits + dot. Without fma, c = -kMagic * d cannot take the
 // offset away in the same rounding; the integers can.
-inline fpart scale_total(ipart total, fpart d, fpart) {
-  return __builtin_convertvector(int4(total - uint32_t(kMagicBits)), float4) * d;
-}
+inline f32 scale_total(i32 total, f32 d, f32) { return mul(to_float(iadd(total, iset1(-kMagicBits))), d); }
 
 // 16 int32 to 16 bytes, each its lowest byte.
 inline void store_i8(int8_t* p, i32 a) {
