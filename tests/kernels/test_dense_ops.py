@@ -236,6 +236,6 @@ def test_add_sigmoid_gated(ops: Ops) -> None:
 
 def test_unknown_backend_is_named() -> None:
     """Red if a typing error in `backend` falls back silently to another backend."""
-    with pytest.raises(ConfigError, match="'cuda' is not a kernel backend; use one of auto, reference"):
+    with pytest.raises(ConfigError, match="'cuda' is not a kernel backend; use one of auto, cpu, reference"):
         open_backend("cuda")
     assert resolve_backend("auto") in backend_names()

@@ -26,7 +26,7 @@ def tokens_of(seed: int, length: int = LENGTH) -> list[int]:
 @pytest.fixture(scope="module", params=list(TINY))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Any, Path]:
     folder = make_tiny(request.param, tmp_path_factory.mktemp(request.param))
-    return load_model(inspect_model(folder)), load_oracle(folder), folder
+    return load_model(inspect_model(folder), "reference"), load_oracle(folder), folder
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
@@ -96,11 +96,11 @@ def test_longrope_set_belongs_to_the_served_context(tmp_path: Path) -> None:
     """Red if the set of divisors is chosen per request: cached keys would mean different things."""
     folder = make_tiny("phi3_longrope", tmp_path)
     oracle, short = load_oracle(folder), tokens_of(7, 30)
-    served_short = load_model(inspect_model(folder), context=32)
+    served_short = load_model(inspect_model(folder), "reference", context=32)
     assert (
         np.abs(PagedRunner(served_short).step({0: short})[0] - oracle_logits(oracle, short)).max() < TOLERANCE
     )
     long = tokens_of(8)
-    served_long = load_model(inspect_model(folder), context=33)
+    served_long = load_model(inspect_model(folder), "reference", context=33)
     assert np.abs(PagedRunner(served_long).step({0: long})[0] - oracle_logits(oracle, long)).max() < TOLERANCE
     assert np.abs(PagedRunner(served_long).step({0: short})[0] - oracle_logits(oracle, short)).max() > 0.1

@@ -48,7 +48,7 @@ def test_gguf_gives_the_same_logits(variant: str, tmp_path: Path) -> None:
     assert info.format == "gguf"
     tokens = [int(t) for t in np.random.default_rng(1).integers(0, 256, 40)]
     expected = oracle_logits(load_oracle(folder), tokens)
-    runner = PagedRunner(load_model(info))
+    runner = PagedRunner(load_model(info, "reference"))
     got = np.concatenate([runner.step({0: tokens[:23]})[0], runner.step({0: tokens[23:]})[0]])
     assert np.abs(got - expected).max() < 1e-4
 
@@ -72,7 +72,7 @@ def test_longrope_factors(tmp_path: Path) -> None:
     info = inspect_model(write_gguf(folder, tmp_path / "m.gguf", factors))
     tokens = [int(t) for t in np.random.default_rng(1).integers(0, 256, 40)]
     expected = oracle_logits(load_oracle(folder), tokens)
-    assert np.abs(PagedRunner(load_model(info)).step({0: tokens})[0] - expected).max() < 1e-4
+    assert np.abs(PagedRunner(load_model(info, "reference")).step({0: tokens})[0] - expected).max() < 1e-4
 
 
 def test_unsupported_gguf_architecture_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def logits_of(path: Path) -> np.ndarray:
-    return PagedRunner(load_model(inspect_model(path))).step({0: TOKENS})[0]
+    return PagedRunner(load_model(inspect_model(path), "reference")).step({0: TOKENS})[0]
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:

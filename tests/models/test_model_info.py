@@ -22,7 +22,7 @@ def test_parameter_count(variant: str, tmp_path: Path) -> None:
     info = inspect_model(folder)
     oracle = load_oracle(folder)
     assert info.parameters == sum(p.numel() for p in oracle.parameters())
-    assert info.weight_bytes() == weight_bytes(info.spec) == 4 * parameter_count(info.spec)
+    assert info.weight_bytes("reference") == weight_bytes(info.spec) == 4 * parameter_count(info.spec)
 
 
 def test_inspection_touches_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_progress_reaches_one_and_never_falls(tmp_path: Path) -> None:
 
 def test_half_precision_kv(tmp_path: Path) -> None:
     """Red if a layout of 2-byte elements does not halve the pool or changes what is computed."""
-    model = load_model(inspect_model(make_tiny("llama", tmp_path)))
+    model = load_model(inspect_model(make_tiny("llama", tmp_path)), "reference")
     layout = plan_layout([LayerKV(*layer) for layer in kv_layers(model.spec)], 4, 2)
     halves = model.allocate_kv(layout, 10)
     assert halves[0].k.dtype == np.float16
@@ -61,7 +61,7 @@ def test_half_precision_kv(tmp_path: Path) -> None:
 
 def test_kv_of_an_unknown_element_size_is_refused(tmp_path: Path) -> None:
     """Red if KV of a size without a float type is silently taken as another."""
-    model = load_model(inspect_model(make_tiny("llama", tmp_path)))
+    model = load_model(inspect_model(make_tiny("llama", tmp_path)), "reference")
     layout = plan_layout([LayerKV(*layer) for layer in kv_layers(model.spec)], 4, 1)
     with pytest.raises(ConfigError, match="1 bytes"):
         model.allocate_kv(layout, 10)
@@ -77,7 +77,7 @@ def test_workspace_bounds_what_a_step_takes(
     from penstock.kernels.reference import attention
 
     monkeypatch.setattr(attention, "SCORE_BYTES", 1 << 16)
-    model = load_model(inspect_model(make_tiny(variant, tmp_path, max_position_embeddings=2048)))
+    model = load_model(inspect_model(make_tiny(variant, tmp_path, max_position_embeddings=2048)), "reference")
     shape = model.spec.layers[0].attention.shape
     keys_and_values = 2 * 4 * 1024 * shape.kv_heads * shape.head_dim
     bound = workspace_bytes(model.spec, 512, 512, 3 * (1 << 16) + keys_and_values)

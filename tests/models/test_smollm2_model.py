@@ -15,7 +15,7 @@ from penstock.models.load import inspect_model, load_model
 
 @pytest.fixture(scope="module")
 def model(smollm2_path: Path) -> Model:
-    return load_model(inspect_model(smollm2_path))
+    return load_model(inspect_model(smollm2_path), "reference")
 
 
 def test_what_the_headers_say(smollm2_path: Path) -> None:
