@@ -25,8 +25,8 @@ template <typename T, int Dims>
 using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// q int8 [rows, 64 * pairs], scale, sum float32 and start int32 [rows, 2 * pairs]
-using Quantized = std::tuple<Out<int8_t, 2>, Out<float, 2>, Out<float, 2>, Out<int32_t, 2>>;
+// q int8 [rows, 64 * pairs], scale, sum float32, start and half int32 [rows, 2 * pairs]
+using Quantized = std::tuple<Out<int8_t, 2>, Out<float, 2>, Out<float, 2>, Out<int32_t, 2>, Out<int32_t, 2>>;
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
@@ -40,29 +40,31 @@ Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quan
     a.f_stride = n;
   }
   if (quantized) {
-    const auto& [q, scale, sum, start] = *quantized;
+    const auto& [q, scale, sum, start, half] = *quantized;
     const size_t groups = size_t(n + 2 * kGroup - 1) / (2 * kGroup) * 2;
     auto fits = [&](const auto& array, size_t width) {
       return int(array.shape(0)) == rows && array.shape(1) == width;
     };
-    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups),
+    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups) && fits(half, groups),
             "quantized rows of another shape");
     a.q = q.data(), a.scale = scale.data(), a.sum = sum.data(), a.start = start.data();
+    a.half = half.data();
     a.q_stride = int64_t(groups) * kGroup;
     a.s_stride = int64_t(groups);
   }
   return a;
 }
 
-// A weight over packed bytes: (format, n, k, gated, data), one expert.
+// A weight over packed bytes: (format, n, k, gated, data, group), one expert.
 struct PanelView {
   Weight weight{};
 
-  PanelView(int format, int n, int k, bool gated, const Bytes& data) {
+  PanelView(int format, int n, int k, bool gated, const Bytes& data, int group) {
     weight.format = Format(format);
     weight.n = n, weight.k = k, weight.experts = 1, weight.gated = gated;
     weight.panels = panel_count(n, gated);
-    weight.panel_stride = panel_bytes(weight.format, k);
+    weight.group = group;
+    weight.panel_stride = panel_bytes(weight.format, k, group);
     weight.expert_stride = weight.panels * weight.panel_stride;
     weight.data = data.data();
     require(int64_t(data.shape(0)) == weight.expert_stride, "packed data of another size");
@@ -148,8 +150,8 @@ class Kernels {
 
 void bind_kernels(nb::module_& m) {
   nb::class_<PanelView>(m, "PanelView")
-      .def(nb::init<int, int, int, bool, const Bytes&>(), "format"_a, "n"_a, "k"_a, "gated"_a, "data"_a,
-           nb::keep_alive<1, 6>());
+      .def(nb::init<int, int, int, bool, const Bytes&, int>(), "format"_a, "n"_a, "k"_a, "gated"_a, "data"_a,
+           "group"_a = 0, nb::keep_alive<1, 6>());
   nb::class_<Kernels>(m, "Kernels")
       .def(nb::init<const std::string&>(), "isa"_a)
       .def_prop_ro("name", &Kernels::name)

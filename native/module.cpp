@@ -15,9 +15,9 @@
 
 #include "bind_kernels.h"
 #include "bind_sample.h"
+#include "bind_weights.h"
 #include "core/cpu.h"
 #include "core/executor.h"
-#include "core/pack.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -35,56 +35,6 @@ using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::dev
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
-
-// A weight in panels, over the caller's memory: zeroed bytes to pack into, or a finished form (a cache file).
-class PackedWeight {
- public:
-  PackedWeight(int format, int n, int k, int experts, bool gated, const ConstBytes& data, bool writable)
-      : out_(writable ? const_cast<uint8_t*>(data.data()) : nullptr) {
-    weight_.format = Format(format);
-    weight_.n = n;
-    weight_.k = k;
-    weight_.experts = experts;
-    weight_.gated = gated;
-    weight_.panels = panel_count(n, gated);
-    weight_.panel_stride = panel_bytes(weight_.format, k);
-    weight_.expert_stride = weight_.panels * weight_.panel_stride;
-    weight_.data = data.data();
-    require(int64_t(data.shape(0)) == nbytes(), "data of another size than this weight's");
-  }
-
-  const Weight& weight() const { return weight_; }
-  int64_t nbytes() const { return weight_.experts * weight_.expert_stride; }
-
-  void stored(int kind, const Array<uint8_t, 2>& rows, int first, int expert) {
-    require(int64_t(rows.shape(1)) == stored_row_bytes(Stored(kind), weight_.k), "stored rows of another width");
-    require(packed_format(Stored(kind)) == weight_.format, "stored rows of another format");
-    const uint8_t* data = rows.data();
-    const int count = check(rows.shape(0), first, expert);
-    nb::gil_scoped_release release;
-    pack_stored(Stored(kind), data, count, first, weight_, out_ + expert * weight_.expert_stride);
-  }
-
-  void floats(const Array<float, 2>& rows, int first, int expert) {
-    require(int(rows.shape(1)) == weight_.k, "float rows of another width");
-    require(!is_quantized(weight_.format), "float rows for a quantized weight");
-    const float* data = rows.data();
-    const int count = check(rows.shape(0), first, expert);
-    nb::gil_scoped_release release;
-    pack_floats(data, count, first, weight_, out_ + expert * weight_.expert_stride);
-  }
-
- private:
-  int check(size_t count, int first, int expert) const {
-    require(out_ != nullptr, "this weight is not writable");
-    require(first >= 0 && int64_t(first) + int64_t(count) <= weight_.n, "rows beyond the weight");
-    require(expert >= 0 && expert < weight_.experts, "no such expert");
-    return int(count);
-  }
-
-  Weight weight_{};
-  uint8_t* out_;
-};
 
 const float* pointer(const std::optional<Array<float, 1>>& array) { return array ? array->data() : nullptr; }
 
@@ -289,12 +239,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   using namespace penstock;
   nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "threads"_a).def_prop_ro("size", &ThreadPool::size);
-  nb::class_<PackedWeight>(m, "PackedWeight")
-      .def(nb::init<int, int, int, int, bool, const ConstBytes&, bool>(), "format"_a, "n"_a, "k"_a, "experts"_a,
-           "gated"_a, "data"_a, "writable"_a, nb::keep_alive<1, 7>())
-      .def("stored", &PackedWeight::stored, "kind"_a, "rows"_a, "first"_a, "expert"_a)
-      .def("floats", &PackedWeight::floats, "rows"_a, "first"_a, "expert"_a)
-      .def_prop_ro("nbytes", &PackedWeight::nbytes);
+  bind_weights(m);
   bind_builder(m);
   bind_kernels(m);
   bind_sample(m);
@@ -310,9 +255,6 @@ NB_MODULE(_native, m) {
       .def("logits", &Engine::logits)
       .def("head", &Engine::head)
       .def("take_clocks", &Engine::take_clocks);
-  m.def("packed_bytes", [](int format, int n, int k, int experts, bool gated) {
-    return int64_t(experts) * panel_count(n, gated) * panel_bytes(Format(format), k);
-  });
   m.def("instruction_sets", [] {
     std::vector<std::tuple<std::string, bool, std::string>> sets;
     for (const auto& set : instruction_sets()) sets.emplace_back(set.name, set.kernels != nullptr, set.reason);

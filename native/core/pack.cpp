@@ -13,22 +13,6 @@ uint16_t to_bf16(float x) {
   return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-// -8 * scale as half: exact, since it only moves the exponent, unless it overflows.
-uint16_t minus_eight_times(uint16_t half) {
-  const uint16_t exponent = (half >> 10) & 31;
-  if (exponent == 0) {  // subnormal: 8 * mantissa / 2^24
-    uint32_t mantissa = half & 1023u;
-    if (mantissa == 0) return half ^ 0x8000;
-    mantissa <<= 3;
-    int e = 0;
-    while (mantissa >= 2048) mantissa >>= 1, ++e;
-    const bool normal = mantissa >= 1024;
-    return uint16_t(((half ^ 0x8000) & 0x8000) | (normal ? ((e + 1) << 10) | (mantissa & 1023) : mantissa));
-  }
-  if (exponent + 3 >= 31) throw std::overflow_error("a Q4_0 scale above 8188 has no exact minimum in half precision");
-  return uint16_t((half ^ 0x8000) + (3 << 10));
-}
-
 // Nibbles [32] of a block of 32: GGUF keeps input i in the low half of byte i, input i + 16 in the high half.
 inline uint8_t gguf_nibble(const uint8_t* bytes, int i) { return i < 16 ? bytes[i] & 15 : bytes[i - 16] >> 4; }
 
@@ -48,7 +32,7 @@ void pack_q4(bool with_minimum, const uint8_t* row, int k, uint8_t* panel, int l
     if (with_minimum) {
       std::memcpy(&minimum, row + 2, 2);
     } else {
-      minimum = minus_eight_times(scale);
+      minimum = minus_times_power(scale, 3);
     }
     std::memcpy(pair + 512 + (odd * 16 + lane) * 2, &scale, 2);
     std::memcpy(pair + 576 + (odd * 16 + lane) * 2, &minimum, 2);
@@ -79,26 +63,16 @@ Place place_of(int feature, int n, bool gated) {
   return {2 * (i / kPanel) + up, i % kPanel};
 }
 
-int64_t stored_row_bytes(Stored kind, int k) {
-  switch (kind) {
-    case Stored::Q4_0: return int64_t(k / kGroup) * 18;
-    case Stored::Q4_1: return int64_t(k / kGroup) * 20;
-    case Stored::Q8_0: return int64_t(k / kGroup) * 34;
-  }
-  return 0;
-}
-
-Format packed_format(Stored kind) { return kind == Stored::Q8_0 ? Format::Q8 : Format::Q4; }
-
 void pack_stored(Stored kind, const uint8_t* rows, int count, int first, const Weight& weight, uint8_t* out) {
   const int64_t bytes = stored_row_bytes(kind, weight.k);
   for (int i = 0; i < count; ++i, rows += bytes) {
     const Place place = place_of(first + i, weight.n, weight.gated);
     uint8_t* panel = out + place.panel * weight.panel_stride;
-    if (kind == Stored::Q8_0) {
-      pack_q8(rows, weight.k, panel, place.lane);
-    } else {
-      pack_q4(kind == Stored::Q4_1, rows, weight.k, panel, place.lane);
+    switch (kind) {
+      case Stored::Q8_0: pack_q8(rows, weight.k, panel, place.lane); break;
+      case Stored::Q4_0:
+      case Stored::Q4_1: pack_q4(kind == Stored::Q4_1, rows, weight.k, panel, place.lane); break;
+      default: pack_row(kind, rows, weight.k, panel, place.lane);
     }
   }
 }

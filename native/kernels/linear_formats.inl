@@ -115,15 +115,8 @@ inline void prefetch_lines(const uint8_t* p, int lines) {
 // total = kMagicBits + dot -> dot, exactly
 inline f32 exact_total(i32 total) { return sub(as_float(total), set1(kMagic)); }
 
-// `d` has few enough bits for an exact -kMagic * d.
 template <int M>
-inline __attribute__((always_inline)) void fold(const Activations& a, int g, const i32 (&dot)[M], f32 d, f32 (&acc)[M]) {
-  const f32 c = mul(d, set1(-kMagic));
-  for (int r = 0; r < M; ++r) acc[r] = fma(scale_total(dot[r], d, c), set1(a.scale[r * a.s_stride + g]), acc[r]);
-}
-
-template <int M>
-inline __attribute__((always_inline)) void fold_minimum(const Activations& a, int g, f32 minimum, f32 (&acc)[M]) {
+inline __attribute__((always_inline)) void add_minimum(const Activations& a, int g, f32 minimum, f32 (&acc)[M]) {
   for (int r = 0; r < M; ++r) acc[r] = fma(minimum, set1(a.sum[r * a.s_stride + g]), acc[r]);
 }
 
@@ -144,11 +137,11 @@ __attribute__((noinline)) void tile_halves(const Activations& a, const uint8_t* 
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
     if (ahead) prefetch_lines(panel, 2);
     group_dots<M, Bits, 0>(a, panel + 128, g, ahead, dot);
-    fold<M>(a, g, dot, load_f16(scales), acc);
-    fold_minimum<M>(a, g, load_f16(scales + 32), acc);
+    add_scaled<M>(a, g, dot, load_f16(scales), acc);
+    add_minimum<M>(a, g, load_f16(scales + 32), acc);
     group_dots<M, Bits, 1>(a, panel + 128, g + 1, ahead, dot);
-    fold<M>(a, g + 1, dot, load_f16(scales + 16), acc);
-    fold_minimum<M>(a, g + 1, load_f16(scales + 48), acc);
+    add_scaled<M>(a, g + 1, dot, load_f16(scales + 16), acc);
+    add_minimum<M>(a, g + 1, load_f16(scales + 48), acc);
   }
   for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
 }
@@ -166,11 +159,11 @@ __attribute__((noinline)) void tile_super(const Activations& a, const uint8_t* p
     const uint8_t *pair = panel + 320, *codes = panel;
     for (int h = g; h < g + 8; h += 2, pair += Bits::kPair, codes += 32) {
       group_dots<M, Bits, 0>(a, pair, h, ahead, dot);
-      fold<M>(a, h, dot, mul(d, load_u8(codes)), acc);
-      fold_minimum<M>(a, h, mul(m, load_u8(codes + 128)), acc);
+      add_scaled<M>(a, h, dot, mul(d, load_u8(codes)), acc);
+      add_minimum<M>(a, h, mul(m, load_u8(codes + 128)), acc);
       group_dots<M, Bits, 1>(a, pair, h + 1, ahead, dot);
-      fold<M>(a, h + 1, dot, mul(d, load_u8(codes + 16)), acc);
-      fold_minimum<M>(a, h + 1, mul(m, load_u8(codes + 144)), acc);
+      add_scaled<M>(a, h + 1, dot, mul(d, load_u8(codes + 16)), acc);
+      add_minimum<M>(a, h + 1, mul(m, load_u8(codes + 144)), acc);
     }
   }
   for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
@@ -184,14 +177,14 @@ inline __attribute__((always_inline)) void q6_group(const Activations& a, const 
   const f32 middle = set1(128.0f);
   for (int r = 0; r < M; ++r) dot[r] = iset1(kMagicBits - 32 * a.half[r * a.s_stride + g]);
   add_dots<M, Bits6, Odd, 0, 4>(a, pair, g, ahead, dot);
-  fold<M>(a, g, dot, mul(d, sub(load_u8(codes), middle)), acc);
+  add_scaled<M>(a, g, dot, mul(d, sub(load_u8(codes), middle)), acc);
   for (int r = 0; r < M; ++r) {
     const int64_t at = r * a.s_stride + g;
     const int32_t sum = (kMagicBits - a.start[at]) / 128;
     dot[r] = iset1(kMagicBits - 32 * (sum - a.half[at]));
   }
   add_dots<M, Bits6, Odd, 4, 8>(a, pair, g, ahead, dot);
-  fold<M>(a, g, dot, mul(d, sub(load_u8(codes + 16), middle)), acc);
+  add_scaled<M>(a, g, dot, mul(d, sub(load_u8(codes + 16), middle)), acc);
 }
 
 template <int M>

@@ -11,10 +11,20 @@ import numpy as np
 
 from penstock.kernels.cpu import _native
 
-F32, BF16, Q4, Q8 = range(4)
-STORED = {"Q4_0": (0, Q4), "Q4_1": (1, Q4), "Q8_0": (2, Q8)}
+F32, BF16, Q4, Q8, Q5, Q4_SUPER, Q5_SUPER, Q6, Q4_GROUP, Q8_GROUP, IQ4, FP4 = range(12)
+# GGUF type -> (native/core/pack.h Stored, Format)
+STORED = {
+    "Q4_0": (0, Q4), "Q4_1": (1, Q4), "Q8_0": (2, Q8), "Q5_0": (3, Q5), "Q5_1": (4, Q5), "Q3_K": (5, Q6),
+    "Q4_K": (6, Q4_SUPER), "Q5_K": (7, Q5_SUPER), "Q6_K": (8, Q6), "IQ4_NL": (9, IQ4), "IQ4_XS": (10, IQ4),
+    "MXFP4": (11, FP4),
+}  # fmt: skip
+# Integers of a checkpoint, as dtype names them: format, group (0: all inputs)
+INTEGERS = {
+    "INT4/32": (Q4_GROUP, 32), "INT4/128": (Q4_GROUP, 128), "INT4/K": (Q4_GROUP, 0),
+    "INT8/32": (Q8_GROUP, 32), "INT8/64": (Q8_GROUP, 64), "INT8/K": (Q8_GROUP, 0),
+}  # fmt: skip
 FLOATS = {"F32": F32, "BF16": BF16}
-FORMS = (*STORED, *FLOATS)
+FORMS = (*STORED, *INTEGERS, *FLOATS)
 ISAS = [name for name, present, _ in _native.instruction_sets() if present]
 # What rounds a * b + c once gives the same bits; plain x86-64 has no such instruction.
 EXACT_FMA = [name for name in ISAS if name != "portable"]
@@ -34,7 +44,14 @@ class Panels:
 
     @property
     def quantized(self) -> bool:
-        return self.form in STORED
+        return self.form not in FLOATS
+
+
+def inputs_step(form: str) -> int:
+    """What the number of inputs is a multiple of."""
+    if form in STORED:
+        return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]][0]
+    return INTEGERS[form][1] or 1 if form in INTEGERS else 1
 
 
 def panels(rng: np.random.Generator, form: str, n: int, k: int, gated: bool = False) -> Panels:
@@ -46,7 +63,23 @@ def panels(rng: np.random.Generator, form: str, n: int, k: int, gated: bool = Fa
         _native.PackedWeight(kind, n, k, 1, gated, data, True).floats(values, 0, 0)
         exact = values if form == "F32" else bf16(values)
         return Panels(form, n, k, gated, exact.astype(np.float64), _view(kind, n, k, gated, data), data)
+    if form in INTEGERS:
+        return integers(rng, form, n, k, gated)
     return packed(form, stored_rows(rng, form, n, k), n, k, gated)
+
+
+def integers(rng: np.random.Generator, form: str, n: int, k: int, gated: bool = False) -> Panels:
+    """A weight of integers with scales and zero points, as kernels.codes has them."""
+    kind, group = INTEGERS[form]
+    group = group or k
+    rows = rng.integers(0, 16 if kind == Q4_GROUP else 256, (n, k), np.uint8)
+    scale = rng.uniform(1e-3, 0.1, (n, k // group)).astype(np.float16).astype(np.float32)
+    zero = rng.integers(0, 16 if kind == Q4_GROUP else 256, scale.shape).astype(np.float32)
+    data = np.zeros(_native.packed_bytes(kind, n, k, 1, gated, group), np.uint8)
+    _native.PackedWeight(kind, n, k, 1, gated, data, True, group).integers(rows, scale, -scale * zero, 0, 0)
+    spread = np.repeat(scale, group, axis=1).astype(np.float64)
+    values = spread * (rows.astype(np.float64) - np.repeat(zero, group, axis=1))
+    return Panels(form, n, k, gated, values, _native.PanelView(kind, n, k, gated, data, group), data)
 
 
 def packed(form: str, raw: np.ndarray, n: int, k: int, gated: bool = False) -> Panels:
@@ -63,21 +96,27 @@ def _view(kind: int, n: int, k: int, gated: bool, data: np.ndarray) -> Any:
 
 
 def stored_rows(rng: np.random.Generator, form: str, n: int, k: int) -> np.ndarray:
-    """uint8 [n, bytes]: blocks as a GGUF file has them."""
-    blocks = n * (k // 32)
+    """uint8 [n, bytes]: blocks as a GGUF file has them, random but for their scales."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
+    blocks = rng.integers(0, 256, (n * (k // block), size), np.uint8)
 
-    def halves(low: float, high: float) -> np.ndarray:
-        value = rng.uniform(low, high, blocks) * rng.choice([-1, 1], blocks)
-        return value.astype(np.float16).view(np.uint8).reshape(blocks, 2)
+    def put_halves(at: int, low: float, high: float) -> None:
+        value = rng.uniform(low, high, len(blocks)) * rng.choice([-1, 1], len(blocks))
+        blocks[:, at : at + 2] = value.astype(np.float16).view(np.uint8).reshape(-1, 2)
 
-    if form == "Q8_0":
-        parts = [halves(1e-3, 0.05), rng.integers(0, 256, (blocks, 32), np.uint8)]
+    if form == "MXFP4":
+        blocks[:, 0] = rng.integers(118, 126, len(blocks))
+    elif form in ("Q3_K", "Q6_K"):
+        put_halves(size - 2, 1e-4, 1e-3)
+    elif form in ("Q4_K", "Q5_K", "IQ4_XS"):
+        put_halves(0, 1e-4, 1e-3)
     else:
-        parts = [halves(1e-3, 0.1)]
-        if form == "Q4_1":
-            parts.append(halves(0.0, 1.0))
-        parts.append(rng.integers(0, 256, (blocks, 16), np.uint8))
-    return np.ascontiguousarray(np.concatenate(parts, axis=1).reshape(n, -1))
+        put_halves(0, 1e-3, 0.05)
+    if form in ("Q4_1", "Q5_1"):
+        put_halves(2, 0.0, 1.0)
+    elif form in ("Q4_K", "Q5_K"):
+        put_halves(2, 0.0, 0.01)
+    return blocks.reshape(n, -1)
 
 
 def bf16(values: np.ndarray) -> np.ndarray:
@@ -86,16 +125,17 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
-Quantized = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Quantized = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def quantized_rows(rows: int, n: int) -> Quantized:
-    """Room for q, scale, sum and start, filled with what must be overwritten."""
+    """Room for q, scale, sum, start and half, filled with what must be overwritten."""
     groups = -(-n // 64) * 2
     return (
         np.full((rows, groups * 32), 99, np.int8),
         np.full((rows, groups), 99, np.float32),
         np.full((rows, groups), 99, np.float32),
+        np.full((rows, groups), 99, np.int32),
         np.full((rows, groups), 99, np.int32),
     )
 
@@ -119,14 +159,15 @@ def reference_quantize(x: np.ndarray) -> Quantized:
     q = np.rint(padded * inverse[..., None]).astype(np.int8)
     total = q.sum(axis=2, dtype=np.int32)
     start = (0x4B400000 - 128 * total.astype(np.int64)).astype(np.int32)
-    return q.reshape(rows, groups * 32), scale, scale * total.astype(np.float32), start
+    half = q[..., :16].sum(axis=2, dtype=np.int32)
+    return q.reshape(rows, groups * 32), scale, scale * total.astype(np.float32), start, half
 
 
 def seen(weight: Panels, x: np.ndarray) -> np.ndarray:
     """float64: the activations that a product with `weight` sees of x [rows, k]."""
     if not weight.quantized:
         return x.astype(np.float64)
-    q, scale, _, _ = reference_quantize(x)
+    q, scale, *_ = reference_quantize(x)
     values = q.reshape(*scale.shape, 32) * scale[..., None].astype(np.float64)
     return values.reshape(q.shape)[:, : x.shape[1]]
 
