@@ -26,6 +26,7 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
       for (int i = 0; i < kGroupsAtOnce; ++i) {
         for (int r = 0; r < M; ++r) dot[i][r] = nibble_start();
       }
+#pragma GCC unroll 8
       for (int line = 0; line < 8; ++line) {
         if (ahead && first == 0) prefetch(panel + kPrefetch + 64 * line);
         const i32 w = load_line(panel + 64 * line);
@@ -65,6 +66,7 @@ inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool
     i32 dot[M];
     for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
+#pragma GCC unroll 8
     for (int line = 0; line < 8; ++line) {
       if (ahead) prefetch(panel + kPrefetch + 64 * line);
       i32 w = load_line(panel + 64 * line);
