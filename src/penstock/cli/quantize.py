@@ -71,7 +71,7 @@ def quantize(
                 progress("calibrate", 0, None)
                 scales = smoothing_scales(plan, activation_maxima(plan, text), alpha)
             write.write_weights(
-                plan, source, recipe, scales, folder, lambda share: progress("round", int(share * 1000), 1000)
+                plan, source, recipe, scales, folder, lambda done, total: progress("round", done, total)
             )
             write.write_tokenizer(source.path, folder)
     finally:

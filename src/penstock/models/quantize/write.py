@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.errors import ModelRefused
-from penstock.formats.safetensors import SINGLE_NAME, SafetensorsWriter
+from penstock.formats.safetensors import ITEM_BYTES, SINGLE_NAME, SafetensorsWriter
 from penstock.models.quantize.plan import Item, QuantizePlan
 from penstock.models.quantize.round import bfloat16_bits, pack_rows, round_groups, round_rows
 from penstock.models.quantize.smooth import Place, smoothed
@@ -49,10 +50,11 @@ def write_weights(
     recipe: Recipe,
     scales: Mapping[Place, np.ndarray],
     folder: Path,
-    on_done: Callable[[float], None] = lambda share: None,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """model.safetensors and config.json into `folder`. `scales` are those of smoothing ({}: none);
-    `on_done(share)` is called as tensors are written.
+    `on_done(done, total)`, in bytes of
+    the file, is called as tensors are written.
 
     ModelRefused, before anything is written, if a weight's columns are no multiple of the group.
     """
@@ -66,15 +68,16 @@ def write_weights(
     )
     config = plan.config | {"quantization_config": quantization_config(recipe, unrounded)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    done, total = 0, sum(item.tensor.shape[0] for item in plan.items)
+    done, total = 0, sum(ITEM_BYTES[dtype] * prod(shape) for dtype, shape in layout.values())
     with SafetensorsWriter(folder / SINGLE_NAME, layout, {"format": "pt"}) as writer:
         for name in plan.copied:
             writer.write(name, source.raw(name))
+            done += source.nbytes(name)
         for item in plan.items:
             for name, data in _data(item, recipe, scales):
                 writer.write(name, data)
-            done += item.tensor.shape[0]
-            on_done(done / total)
+                done += data.nbytes
+            on_done(done, total)
 
 
 def _layout(item: Item, recipe: Recipe) -> Layout:
