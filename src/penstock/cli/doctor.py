@@ -180,9 +180,11 @@ def _model(settings: EngineSettings) -> Iterator[Finding]:
         "ok",
         "model",
         f"{settings.model}: {info.architecture}, {info.parameters / 1e6:,.0f} M parameters stored as "
-        f"{info.storage}, "
+        f"{info.storage}{f' ({info.quantization})' if info.quantization else ''}, "
         f"{len(info.spec.layers)} layers, context {info.context:,}",
     )
+    for note in info.notes:
+        yield Finding("note", "model", note)
     yield _plan(settings, info)
 
 
