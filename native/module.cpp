@@ -92,13 +92,13 @@ void bind_builder(nb::module_& m) {
            "post_gain"_a.none(), "scale"_a, "gain"_a.none())
       .def("linear",
            [](Builder& self, int source, int target, int weight, const std::optional<Array<float, 1>>& bias,
-              bool add, float scale) {
+              bool add, float scale, int column, bool last) {
              Operation op{.code = add ? Code::AddLinear : Code::Linear,
                           .source = Buffer(source), .target = Buffer(target), .weight = weight};
-             op.bias = pointer(bias), op.scale = scale;
+             op.bias = pointer(bias), op.scale = scale, op.column = column, op.last = last;
              self.program.operations.push_back(op);
            },
-           "source"_a, "target"_a, "weight"_a, "bias"_a.none(), "add"_a, "scale"_a)
+           "source"_a, "target"_a, "weight"_a, "bias"_a.none(), "add"_a, "scale"_a, "column"_a, "last"_a)
       .def("gated_linear",
            [](Builder& self, int source, int target, int weight, const std::optional<Array<float, 1>>& bias, int kind,
               float alpha, float limit) {

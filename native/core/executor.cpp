@@ -38,7 +38,7 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
     switch (op.code) {
       case Code::Linear:
         reads(op.source, op.weight);
-        need(op.target, p.weights[op.weight].n);
+        need(op.target, op.column + p.weights[op.weight].n);
         break;
       case Code::AddLinear: reads(op.source, op.weight); break;
       case Code::GatedLinear:
@@ -270,7 +270,7 @@ void Executor::linear(Lane& lane, const Operation& op) {
     args.hidden = shared_[int(op.target)];
   } else {
     const Activations& out = shared_[int(op.code == Code::AddLinear ? Buffer::X : op.target)];
-    args.out = out.f;
+    args.out = out.f + op.column;
     args.out_stride = out.f_stride;
   }
   auto kernel = gated                           ? kernels_->linear_gated
@@ -283,7 +283,7 @@ void Executor::linear(Lane& lane, const Operation& op) {
     part.last = last * unit;
     kernel(part);
   });
-  lane.team.barrier();
+  if (op.last) lane.team.barrier();
 }
 
 void Executor::rotate(Lane& lane, const Operation& op) {

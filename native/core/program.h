@@ -38,6 +38,8 @@ struct Operation {
   const float* gain = nullptr;
   const float* post_gain = nullptr;
   float scale = 1.0f;
+  int32_t column = 0;    // of the target, where the products of this weight begin
+  bool last = true;      // false: the next operation's products are for other columns of the same target
   int32_t layer = -1;
   int32_t rope = -1;
   Activation activation{};

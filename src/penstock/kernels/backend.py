@@ -19,6 +19,8 @@ from penstock.kernels.program import Program
 
 WeightsForm = Literal["file", "float32", "bf16", "int8", "int4"]
 KVForm = Literal["auto", "float32", "bf16", "int8"]
+# What a matrix is for: embeddings and head, routers (whose results decide), and all others.
+Role = Literal["layer", "vocabulary", "router"]
 
 
 class BackendOptions(Struct, frozen=True, kw_only=True):
@@ -38,11 +40,11 @@ class Backend(Protocol):
     kv_form: KVForm  # float32, bf16 or int8
     attention_workspace_bytes: int
 
-    def weight_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
+    def weight_bytes(self, shape: tuple[int, ...], dtype: str, role: Role = "layer") -> int:
         """Bytes that `prepare` will hold for a tensor of `shape` stored as `dtype`."""
         ...
 
-    def prepare(self, parts: Sequence[WeightTensor]) -> Any:
+    def prepare(self, parts: Sequence[WeightTensor], role: Role = "layer") -> Any:
         """Weight (N, K) or (E, N, K) in the backend's form; parts are joined along N."""
         ...
 

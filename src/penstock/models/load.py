@@ -19,7 +19,14 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import ModelRefused
-from penstock.kernels.backend import Backend, BackendOptions, OpTableBackend, ProgramBackend, open_backend
+from penstock.kernels.backend import (
+    Backend,
+    BackendOptions,
+    OpTableBackend,
+    ProgramBackend,
+    Role,
+    open_backend,
+)
 from penstock.kernels.ops import WeightTensor
 from penstock.models.arch import identify
 from penstock.models.forward import Model
@@ -31,6 +38,12 @@ from penstock.models.weights.source import open_source
 Progress = Callable[[str, float], None]
 
 GATED = frozenset({"gate_up", "experts_gate_up", "shared_gate_up"})
+ROLES: dict[str, Role] = {
+    "embed": "vocabulary",
+    "head": "vocabulary",
+    "router": "router",
+    "shared_gate": "router",
+}
 
 log = logging.getLogger("penstock.models")
 
@@ -61,7 +74,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     def weight_bytes(self, backend: Backend | str = "auto") -> int:
         """Bytes that the weights will take in memory under `backend`."""
         opened = open_backend(backend) if isinstance(backend, str) else backend
-        return sum(opened.weight_bytes(shape, dtype) for shape, dtype in self.tensors)
+        vocabulary = (self.spec.vocab_size, self.spec.hidden_size)
+        return sum(
+            opened.weight_bytes(shape, dtype, "vocabulary" if shape == vocabulary else "layer")
+            for shape, dtype in self.tensors
+        )
 
 
 @contextmanager
@@ -159,4 +176,4 @@ def load_model(
 def _prepare(backend: Backend, name: str, parts: list[WeightTensor]) -> Any:
     if len(parts[0].shape) == 1 or name.endswith("_bias"):
         return backend.vector(parts)
-    return backend.prepare_gated(parts) if name in GATED else backend.prepare(parts)
+    return backend.prepare_gated(parts) if name in GATED else backend.prepare(parts, ROLES.get(name, "layer"))

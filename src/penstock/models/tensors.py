@@ -150,7 +150,14 @@ class Mxfp4:
         return out
 
     def raw(self) -> np.ndarray | None:
-        return None
+        """Blocks as GGUF has them: the scale, then value i in the low half of byte i, i + 16 in the high."""
+        blocks = self.source.raw(self.names[0]).reshape(*self._outer, -1, 16)
+        first, second = blocks[..., :8], blocks[..., 8:]
+        out = np.empty((*blocks.shape[:-1], 17), np.uint8)
+        out[..., 0] = self.source.raw(self.names[1]).reshape(blocks.shape[:-1])
+        out[..., 1::2] = (first & 15) | (second << 4)
+        out[..., 2::2] = (first >> 4) | (second & 0xF0)
+        return out.reshape(*self._outer, -1)
 
     def codes(self) -> None:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import ConfigError
-from penstock.kernels.backend import BackendOptions, KVForm
+from penstock.kernels.backend import BackendOptions, KVForm, Role
 from penstock.kernels.cpu import _native
 from penstock.kernels.cpu.executable import Executable
 from penstock.kernels.cpu.memory import zeroed
@@ -35,11 +35,11 @@ class CpuBackend:
             self.kv_form = "float32" if options.weights == "float32" else "bf16"
         self.numerics = f"cpu/{self._isa}/{options.weights}"
 
-    def weight_bytes(self, shape: tuple[int, ...], dtype: str) -> int:
-        return self._weights.weight_bytes(shape, dtype)
+    def weight_bytes(self, shape: tuple[int, ...], dtype: str, role: Role = "layer") -> int:
+        return self._weights.weight_bytes(shape, dtype, role)
 
-    def prepare(self, parts: Sequence[WeightTensor]) -> Any:
-        return self._weights.prepare(parts)
+    def prepare(self, parts: Sequence[WeightTensor], role: Role = "layer") -> Any:
+        return self._weights.prepare(parts, role)
 
     def prepare_gated(self, parts: Sequence[WeightTensor]) -> Any:
         return self._weights.prepare_gated(parts)

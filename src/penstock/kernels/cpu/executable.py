@@ -10,6 +10,7 @@ import numpy as np
 
 from penstock.kernels.batch import Batch
 from penstock.kernels.cpu import _native
+from penstock.kernels.cpu.weights import JoinedWeight
 from penstock.kernels.program import (
     AddLinear,
     AddNorm,
@@ -160,11 +161,9 @@ class Executable:
             case AddNorm():
                 builder.add_norm(self._vector(op.post_gain), op.scale, self._vector(op.gain))
             case Linear():
-                weight, bias = self._weight(op.weight), self._vector(op.bias)
-                builder.linear(BUFFERS[op.source], BUFFERS[op.target], weight, bias, False, 1.0)
+                self._linear(op.source, op.target, op.weight, op.bias, add=False, scale=1.0)
             case AddLinear():
-                weight, bias = self._weight(op.weight), self._vector(op.bias)
-                builder.linear(BUFFERS[op.source], BUFFERS["x"], weight, bias, True, op.scale)
+                self._linear(op.source, "x", op.weight, op.bias, add=True, scale=op.scale)
             case GatedLinear():
                 weight, bias, act = self._weight(op.weight), self._vector(op.bias), op.activation
                 kind = ACTIVATIONS[act.kind]
@@ -183,6 +182,23 @@ class Executable:
                 self._experts(op)
             case AddSigmoidGated():
                 builder.add_sigmoid()
+
+    def _linear(self, source: str, target: str, weight: Any, bias: Any, *, add: bool, scale: float) -> None:
+        """One operation, or one per part of a joined weight, each for its columns of the target."""
+        parts = weight.parts if isinstance(weight, JoinedWeight) else (weight,)
+        column = 0
+        for part in parts:
+            self._builder.linear(
+                source=BUFFERS[source],
+                target=BUFFERS[target],
+                weight=self._weight(part),
+                bias=self._vector(None if bias is None else bias[column : column + part.n]),
+                add=add,
+                scale=scale,
+                column=column,
+                last=part is parts[-1],
+            )
+            column += part.n
 
     def _experts(self, op: MixExperts) -> None:
         biases = op.biases or (None, None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from penstock.errors import ConfigError
-from penstock.kernels.backend import BackendOptions, KVForm
+from penstock.kernels.backend import BackendOptions, KVForm, Role
+from penstock.kernels.ops import WeightTensor
 from penstock.kernels.reference import ReferenceOps
 
 
@@ -15,8 +19,6 @@ class ReferenceBackend:
     kv_form: KVForm = "float32"
     attention_workspace_bytes = ReferenceOps.attention_workspace_bytes
 
-    weight_bytes = staticmethod(ReferenceOps.weight_bytes)
-    prepare = staticmethod(ReferenceOps.prepare)
     prepare_gated = staticmethod(ReferenceOps.prepare)
     vector = staticmethod(ReferenceOps.vector)
 
@@ -30,3 +32,13 @@ class ReferenceBackend:
                     param=key,
                 )
         self.ops = ReferenceOps()
+
+    def weight_bytes(self, shape: tuple[int, ...], dtype: str, role: Role = "layer") -> int:
+        """Four bytes a weight, whatever it is for."""
+        del role
+        return ReferenceOps.weight_bytes(shape, dtype)
+
+    def prepare(self, parts: Sequence[WeightTensor], role: Role = "layer") -> Any:
+        """float32, whatever it is for."""
+        del role
+        return ReferenceOps.prepare(parts)
