@@ -32,62 +32,55 @@ void require_below(const Index& index, int64_t limit, const char* message) {
   for (size_t i = 0; i < index.shape(0); ++i) require(index.data()[i] >= 0 && index.data()[i] < limit, message);
 }
 
-// A table and what it needs alive.
-class Sampler {
- public:
-  Sampler(int slots, const std::string& isa, std::shared_ptr<ThreadPool> pool)
-      : slots_(slots), pool_(std::move(pool)), table_(slots, choose_instruction_set(isa).kernels, pool_.get()) {}
+void sample(SamplerTable& table, const Array<float, 2>& logits, const Array<int32_t, 1>& rows,
+            const Array<int32_t, 1>& slots, const Array<int32_t, 1>& positions, const Out<int32_t, 1>& tokens) {
+  const size_t n = rows.shape(0);
+  require(slots.shape(0) == n && positions.shape(0) == n && tokens.shape(0) == n, "arrays of different lengths");
+  require(logits.shape(1) > 0, "logits of an empty vocabulary");
+  require_below(rows, int64_t(logits.shape(0)), "no such row of logits");
+  require_below(slots, table.slots(), "no such slot");
+  const float* data = logits.data();
+  const int vocab = int(logits.shape(1));
+  nb::gil_scoped_release release;
+  table.sample(data, vocab, rows.data(), slots.data(), positions.data(), int(n), tokens.data());
+}
 
-  void set(int slot, uint64_t seed, double temperature, int top_k, double top_p, double min_p, double typical_p) {
-    table_.set(slot, {seed, temperature, top_k, top_p, min_p, typical_p});
-  }
-
-  void sample(const Array<float, 2>& logits, const Array<int32_t, 1>& rows, const Array<int32_t, 1>& slots,
-              const Array<int32_t, 1>& positions, const Out<int32_t, 1>& tokens) {
-    const size_t n = rows.shape(0);
-    require(slots.shape(0) == n && positions.shape(0) == n && tokens.shape(0) == n, "arrays of different lengths");
-    require(logits.shape(1) > 0, "logits of an empty vocabulary");
-    require_below(rows, int64_t(logits.shape(0)), "no such row of logits");
-    require_below(slots, slots_, "no such slot");
-    const float* data = logits.data();
-    const int vocab = int(logits.shape(1));
-    nb::gil_scoped_release release;
-    table_.sample(data, vocab, rows.data(), slots.data(), positions.data(), int(n), tokens.data());
-  }
-
-  void logprobs(const Array<float, 2>& logits, const Array<int32_t, 1>& rows, const Array<int32_t, 1>& tokens,
-                const Array<int32_t, 1>& ks, const Out<float, 1>& chosen, const Out<int32_t, 2>& ids,
-                const Out<float, 2>& values, const Out<bool, 1>& sound) {
-    const size_t n = rows.shape(0);
-    require(tokens.shape(0) == n && ks.shape(0) == n && chosen.shape(0) == n && ids.shape(0) == n &&
-                values.shape(0) == n && sound.shape(0) == n && ids.shape(1) == values.shape(1),
-            "arrays of different lengths");
-    require(logits.shape(1) > 0, "logits of an empty vocabulary");
-    require_below(rows, int64_t(logits.shape(0)), "no such row of logits");
-    require_below(tokens, int64_t(logits.shape(1)), "no such token");
-    require_below(ks, int64_t(std::min(ids.shape(1), logits.shape(1))) + 1, "more alternatives than places or tokens");
-    const float* data = logits.data();
-    const int vocab = int(logits.shape(1));
-    nb::gil_scoped_release release;
-    table_.logprobs(data, vocab, rows.data(), tokens.data(), ks.data(), int(n), int(ids.shape(1)), chosen.data(),
-                    ids.data(), values.data(), sound.data());
-  }
-
- private:
-  int slots_;
-  std::shared_ptr<ThreadPool> pool_;
-  SamplerTable table_;
-};
+void logprobs(SamplerTable& table, const Array<float, 2>& logits, const Array<int32_t, 1>& rows,
+              const Array<int32_t, 1>& tokens, const Array<int32_t, 1>& ks, const Out<float, 1>& chosen,
+              const Out<int32_t, 2>& ids, const Out<float, 2>& values, const Out<bool, 1>& sound) {
+  const size_t n = rows.shape(0);
+  require(tokens.shape(0) == n && ks.shape(0) == n && chosen.shape(0) == n && ids.shape(0) == n &&
+              values.shape(0) == n && sound.shape(0) == n && ids.shape(1) == values.shape(1),
+          "arrays of different lengths");
+  require(logits.shape(1) > 0, "logits of an empty vocabulary");
+  require_below(rows, int64_t(logits.shape(0)), "no such row of logits");
+  require_below(tokens, int64_t(logits.shape(1)), "no such token");
+  require_below(ks, int64_t(std::min(ids.shape(1), logits.shape(1))) + 1, "more alternatives than places or tokens");
+  const float* data = logits.data();
+  const int vocab = int(logits.shape(1));
+  nb::gil_scoped_release release;
+  table.logprobs(data, vocab, rows.data(), tokens.data(), ks.data(), int(n), int(ids.shape(1)), chosen.data(),
+                 ids.data(), values.data(), sound.data());
+}
 
 }  // namespace
 
 void bind_sample(nb::module_& m) {
-  nb::class_<Sampler>(m, "SamplerTable")
-      .def(nb::init<int, const std::string&, std::shared_ptr<ThreadPool>>(), "slots"_a, "isa"_a, "pool"_a.none())
-      .def("set", &Sampler::set, "slot"_a, "seed"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a)
-      .def("sample", &Sampler::sample, "logits"_a, "rows"_a, "slots"_a, "positions"_a, "tokens"_a)
-      .def("logprobs", &Sampler::logprobs, "logits"_a, "rows"_a, "tokens"_a, "ks"_a, "chosen"_a, "ids"_a, "values"_a,
-           "sound"_a);
+  nb::class_<SamplerTable>(m, "SamplerTable")
+      .def("__init__",
+           [](SamplerTable* self, int slots, const std::string& isa, std::shared_ptr<ThreadPool> pool) {
+             new (self) SamplerTable(slots, choose_instruction_set(isa).kernels, std::move(pool));
+           },
+           "slots"_a, "isa"_a, "pool"_a.none())
+      .def("set",
+           [](SamplerTable& self, int slot, uint64_t seed, double temperature, int top_k, double top_p, double min_p,
+              double typical_p) {
+             require(slot >= 0 && slot < self.slots(), "no such slot");
+             self.set(slot, {seed, temperature, top_k, top_p, min_p, typical_p});
+           },
+           "slot"_a, "seed"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a)
+      .def("sample", &sample, "logits"_a, "rows"_a, "slots"_a, "positions"_a, "tokens"_a)
+      .def("logprobs", &logprobs, "logits"_a, "rows"_a, "tokens"_a, "ks"_a, "chosen"_a, "ids"_a, "values"_a, "sound"_a);
   m.def("noise_bits", &noise_bits, "seed"_a, "position"_a);
 }
 

@@ -9,7 +9,6 @@ namespace penstock {
 namespace {
 
 constexpr double kUnit = 0x1p-42;
-constexpr int kBuckets = 2000;   // of cost; only one of them is sorted
 constexpr int kFewItems = 64;    // sorted as they are
 constexpr double kDoubt = 1e-5;  // relative error that estimates may have, see kernels/sample.inl
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -69,7 +68,8 @@ class Row {
 
  private:
   int sum_blocks() const { return (vocab_ + kSumBlock - 1) / kSumBlock; }
-  bool can_estimate() const { return inverse_ < 1e30; }
+  // In float32 neither 0 nor infinity, which times a score's distance would be NaN.
+  bool can_estimate() const { return inverse_ > 1e-30 && inverse_ < 1e30; }
 
   // Sums of blocks in float32 and their total, 1 being a weight of 2^42 units.
   double estimate() {
@@ -90,10 +90,13 @@ class Row {
     for (int i = 0; i < count_; ++i) sum += s_.weights[i];
     return sum;
   }
+  double depth_of(double missing, double from);
   template <bool Weighted>
-  int64_t keep_cheapest(int64_t goal);
+  void sort_into_buckets(double lowest);
   template <bool Weighted>
-  int64_t cut_border(int border, int64_t before, int64_t goal);
+  int64_t find_cheapest(int64_t goal);
+  template <bool Weighted>
+  void keep_cheapest();
 
   const float* logits_;
   int vocab_;
@@ -103,6 +106,8 @@ class Row {
   float peak_ = 0.0f;
   double temperature_ = 1.0, inverse_ = 1.0;
   int count_ = 0;
+  int border_ = 0;
+  size_t border_kept_ = 0;
 };
 
 // Candidates: the scores that reach `bound`.
@@ -155,50 +160,53 @@ size_t shortest_prefix(std::vector<Scratch::Item>& items, int64_t& before, int64
   return low;
 }
 
-// Keeps the candidates that, in order of rising costs[i] (then id), first reach `goal` with their weights, or
-// in number if they are not weighted. Returns what they reach; all are kept if that is less than the goal.
+// Buckets of the candidates' costs, none below `lowest`, and what each weighs, or holds if not weighted.
 template <bool Weighted>
-int64_t Row::keep_cheapest(int64_t goal) {
-  double lowest = s_.costs[0], widest = 0.0;
-  for (int i = 1; i < count_; ++i) lowest = std::min(lowest, s_.costs[i]);
+void Row::sort_into_buckets(double lowest) {
+  double widths[4] = {};
   for (int i = 0; i < count_; ++i) {
     const double width = s_.costs[i] - lowest;
-    widest = width < DBL_MAX ? std::max(widest, width) : widest;
+    if (width < DBL_MAX) widths[i % 4] = std::max(widths[i % 4], width);
   }
-  if (count_ <= kFewItems || widest == 0.0) {
-    std::fill_n(s_.buckets.get(), count_, int16_t(0));
-    return cut_border<Weighted>(0, 0, goal);
-  }
-  int64_t sums[kBuckets + 1] = {};
-  const double scale = kBuckets / widest;
+  const double widest = std::max(std::max(widths[0], widths[1]), std::max(widths[2], widths[3]));
+  // Few are sorted anyway.
+  const double scale = count_ > kFewItems && widest > 0.0 ? Scratch::kBuckets / widest : 0.0;
+  std::fill_n(s_.bucket_sums, Scratch::kBuckets + 1, 0);
   for (int i = 0; i < count_; ++i) {
-    s_.buckets[i] = int16_t(std::min((s_.costs[i] - lowest) * scale, double(kBuckets)));
-    sums[s_.buckets[i]] += Weighted ? s_.weights[i] : 1;
+    const double place = scale > 0.0 ? std::min((s_.costs[i] - lowest) * scale, double(Scratch::kBuckets)) : 0.0;
+    s_.buckets[i] = int16_t(place);
+    s_.bucket_sums[s_.buckets[i]] += Weighted ? s_.weights[i] : 1;
   }
-  int border = 0;
-  int64_t before = 0;
-  while (border < kBuckets && before + sums[border] < goal) before += sums[border++];
-  return cut_border<Weighted>(border, before, goal);
 }
 
-// Drops the candidates of higher buckets, and of bucket `border` those that are not needed.
+// Finds the candidates that, in order of rising costs (then id), first reach `goal` with their weights, or in
+// number: those of buckets below border_, and the first border_kept_ of s_.border. Returns what they reach; all
+// are found if that is less than the goal.
 template <bool Weighted>
-int64_t Row::cut_border(int border, int64_t before, int64_t goal) {
+int64_t Row::find_cheapest(int64_t goal) {
+  int64_t reached = 0;
+  border_ = 0;
+  while (border_ < Scratch::kBuckets && reached + s_.bucket_sums[border_] < goal) reached += s_.bucket_sums[border_++];
   s_.border.clear();
   for (int i = 0; i < count_; ++i) {
-    if (s_.buckets[i] == border) s_.border.push_back({s_.costs[i], Weighted ? s_.weights[i] : 1, i});
+    if (s_.buckets[i] == border_) s_.border.push_back({s_.costs[i], Weighted ? s_.weights[i] : 1, i});
   }
-  const size_t kept = shortest_prefix(s_.border, before, goal);
-  for (size_t i = 0; i < kept; ++i) s_.buckets[s_.border[i].place] = -1;
+  border_kept_ = shortest_prefix(s_.border, reached, goal);
+  return reached;
+}
+
+// Drops all but the found.
+template <bool Weighted>
+void Row::keep_cheapest() {
+  for (size_t i = 0; i < border_kept_; ++i) s_.buckets[s_.border[i].place] = -1;
   int n = 0;
   for (int i = 0; i < count_; ++i) {
     s_.ids[n] = s_.ids[i];
     s_.scores[n] = s_.scores[i];
     if (Weighted) s_.weights[n] = s_.weights[i];
-    n += s_.buckets[i] < border;
+    n += s_.buckets[i] < border_;
   }
   count_ = n;
-  return before;
 }
 
 void Row::top_k_of_row(int k) {
@@ -219,11 +227,34 @@ void Row::top_k_of_row(int k) {
   }
   collect(bound);
   for (int i = 0; i < count_; ++i) s_.costs[i] = -double(s_.scores[i]);
-  keep_cheapest<false>(k);
+  sort_into_buckets<false>(-double(peak_));
+  find_cheapest<false>(k);
+  keep_cheapest<false>();
 }
 
-// The nucleus is looked for among ever more candidates; its mass is a share of the estimated total, and of the
-// exact one where both ends of the estimate do not end it with the same token.
+// How far below the peak (after temperature, negative) scores must be taken for `missing` units of weight beyond
+// those down to `from`; from every 16th block, a quarter nat too far rather than too near.
+double Row::depth_of(double missing, double from) {
+  double masses[4 * 32] = {};
+  for (int block = 0; block < blocks_; block += 16) {
+    const float* x = logits_ + block * kPeakBlock;
+    const int n = std::min(kPeakBlock, vocab_ - block * kPeakBlock);
+    s_.kernels->sample_weigh(x, n, peak_, inverse_, s_.weights.get());
+    for (int i = 0; i < n; ++i) {
+      const double depth = std::min((double(peak_) - x[i]) * inverse_, 31.9);
+      if (depth > -from) masses[int(4 * depth)] += 16.0 * double(s_.weights[i]);
+    }
+  }
+  double found = 0.0;
+  for (int i = 0; i < 4 * 32; ++i) {
+    found += masses[i];
+    if (found > 1.05 * missing) return std::max(-0.25 * (i + 2), kNoWeight);
+  }
+  return kNoWeight;
+}
+
+// The nucleus is looked for among the best scores, its mass being a share of the estimated total, and of the
+// exact one where the two ends of the estimate do not end it with the same token.
 void Row::top_p_of_row(double mass) {
   double low, high;
   if (can_estimate()) {
@@ -232,27 +263,32 @@ void Row::top_p_of_row(double mass) {
   } else {
     low = high = double(exact_total());
   }
-  constexpr double kDepths[] = {-4.0, -8.0, -14.0, kNoWeight};
-  for (int i = 0; i < 4;) {
-    const bool all = i == 3;
-    collect(bound(kDepths[i]));
+  double depth = -4.0;
+  while (true) {
+    collect(bound(depth));
     weigh();
     const int64_t sum = total();
-    if (all) low = high = double(sum);
-    const int64_t goal = goal_of(mass, low), sure = goal_of(mass, high);
-    if (sum < sure && !all) {
-      ++i;
-      continue;
+    if (depth == kNoWeight) {
+      low = high = double(sum);
+      break;
     }
-    for (int j = 0; j < count_; ++j) s_.costs[j] = double(peak_) - s_.scores[j];
-    if (keep_cheapest<true>(goal) >= sure || all) return;
-    low = high = double(exact_total());
+    const double missing = double(goal_of(mass, high) - sum);
+    if (missing <= 0.0) break;
+    depth = std::max(kNoWeight, std::min(depth_of(missing, depth), depth - 1.0));
   }
+  for (int i = 0; i < count_; ++i) s_.costs[i] = double(peak_) - s_.scores[i];
+  sort_into_buckets<true>(0.0);
+  if (find_cheapest<true>(goal_of(mass, low)) < goal_of(mass, high)) {
+    find_cheapest<true>(goal_of(mass, double(exact_total())));
+  }
+  keep_cheapest<true>();
 }
 
 void Row::top_p(double mass) {
   for (int i = 0; i < count_; ++i) s_.costs[i] = double(peak_) - s_.scores[i];
-  keep_cheapest<true>(goal_of(mass, double(total())));
+  sort_into_buckets<true>(0.0);
+  find_cheapest<true>(goal_of(mass, double(total())));
+  keep_cheapest<true>();
 }
 
 void Row::at_least_of_row(double share) {
@@ -292,7 +328,9 @@ void Row::typical_p(double mass) {
     n += s_.weights[i] > 0;
   }
   count_ = n;
-  keep_cheapest<true>(goal_of(mass, double(sum)));
+  sort_into_buckets<true>(0.0);
+  find_cheapest<true>(goal_of(mass, double(sum)));
+  keep_cheapest<true>();
 }
 
 // First place whose running sum exceeds `rest`, or `n`.
@@ -412,9 +450,9 @@ bool row_logprobs(const float* logits, int vocab, int32_t token, int k, float* c
   return true;
 }
 
-SamplerTable::SamplerTable(int slots, const KernelTable* kernels, ThreadPool* pool)
-    : params_(size_t(slots)), pool_(pool) {
-  for (int i = 0; i < (pool ? pool->size() : 1); ++i) scratch_.emplace_back(kernels);
+SamplerTable::SamplerTable(int slots, const KernelTable* kernels, std::shared_ptr<ThreadPool> pool)
+    : params_(size_t(slots)), pool_(std::move(pool)) {
+  for (int i = 0; i < (pool_ ? pool_->size() : 1); ++i) scratch_.emplace_back(kernels);
 }
 
 // work(i, scratch) for i < n, on the pool's threads.

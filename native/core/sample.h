@@ -30,6 +30,8 @@ class Scratch {
   explicit Scratch(const KernelTable* kernels) : kernels(kernels) {}
   void reserve(int vocab);
 
+  static constexpr int kBuckets = 2000;  // of cost; only one of them is sorted
+
   struct Item {
     double cost;
     int64_t weight;
@@ -47,6 +49,7 @@ class Scratch {
   std::unique_ptr<int64_t[]> weights;
   std::unique_ptr<double[]> costs;
   std::unique_ptr<int16_t[]> buckets;
+  int64_t bucket_sums[kBuckets + 1];
   std::vector<Item> border;
 
  private:
@@ -69,12 +72,14 @@ uint64_t noise_bits(uint64_t seed, uint32_t position);
 class SamplerTable {
  public:
   // pool: null for the calling thread alone.
-  SamplerTable(int slots, const KernelTable* kernels, ThreadPool* pool);
+  SamplerTable(int slots, const KernelTable* kernels, std::shared_ptr<ThreadPool> pool);
   SamplerTable(const SamplerTable&) = delete;
   SamplerTable& operator=(const SamplerTable&) = delete;
 
+  int slots() const { return int(params_.size()); }
   void set(int slot, const SampleParams& params) { params_.at(size_t(slot)) = params; }
   const SampleParams& params(int slot) const { return params_.at(size_t(slot)); }
+  // Of a thread of the pool: for callers that are inside a step of theirs and call sample_row themselves.
   Scratch& scratch(int thread) { return scratch_[size_t(thread)]; }
 
   // tokens[i] = sample_row of row rows[i] of logits [.., vocab] in slot slots[i].
@@ -91,7 +96,7 @@ class SamplerTable {
   void each(int n, Work work);
 
   std::vector<SampleParams> params_;
-  ThreadPool* pool_;
+  std::shared_ptr<ThreadPool> pool_;
   std::vector<Scratch> scratch_;
 };
 

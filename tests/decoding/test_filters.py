@@ -151,13 +151,8 @@ def test_filters_chain_like_transformers(scores, k, mass, share, typical):
     ):
         chained = warper(None, chained)
     ids = filters.top_k(scores, k)
-    kept_scores = scores[ids]
-    weights = draw.weights(kept_scores, 1.0)
-    for keep in (
-        lambda: filters.top_p(kept_scores, weights, mass),
-        lambda: filters.min_p(weights, share),
-        lambda: filters.typical_p(kept_scores, weights, typical),
-    ):
-        kept = keep()
-        ids, kept_scores, weights = ids[kept], kept_scores[kept], weights[kept]
+    weights = draw.weights(scores[ids], 1.0)
+    for keep, amount in ((filters.top_p, mass), (filters.min_p, share), (filters.typical_p, typical)):
+        kept = keep(weights, amount) if keep is filters.min_p else keep(scores[ids], weights, amount)
+        ids, weights = ids[kept], weights[kept]
     assert drawable(scores, ids) == drawable(scores, np.flatnonzero(chained[0].numpy() > -np.inf))

@@ -19,6 +19,7 @@ from penstock.decoding.draw import UNIT
 _BLOCK = 256  # entries per block maximum; 192 maxima stand for a vocabulary of 49,152
 _BUCKETS = 2000
 
+
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k largest scores (all if k exceeds their number), ascending.
 
@@ -102,21 +103,15 @@ def _cheapest(cost: np.ndarray, weights: np.ndarray, goal: int) -> np.ndarray:
     """
     widest = cost.max()
     bucket = (cost * (_BUCKETS / widest if widest else 0.0)).astype(np.int16)
-    # bincount adds in float64: sums of large rows are rounded, so the border is looked up, then made exact.
+    # bincount adds in float64: what it rounds may move the border, so it is looked up, then made exact.
     border = int(np.searchsorted(np.bincount(bucket, weights=weights).cumsum(), goal))
-    keep = bucket < border
-    before = int(weights[keep].sum())
-    while before >= goal:
+    while border and weights[bucket < border].sum() >= goal:
         border -= 1
-        keep = bucket < border
-        before = int(weights[keep].sum())
-    while True:
-        inside = np.flatnonzero(bucket == border)
-        reached = before + weights[inside].sum()
-        if reached >= goal or border >= _BUCKETS:
-            break
-        keep[inside] = True
-        before, border = int(reached), border + 1
+    while border < _BUCKETS and weights[bucket <= border].sum() < goal:
+        border += 1
+    keep = bucket < border
+    before = weights[keep].sum()
+    inside = np.flatnonzero(bucket == border)
     inside = inside[np.argsort(cost[inside], kind="stable")]
     keep[inside[: np.searchsorted(before + weights[inside].cumsum(), goal) + 1]] = True
     return keep

@@ -31,7 +31,7 @@ from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.decoding.penalties import Penalties
 from penstock.errors import InvalidRequest, PenstockError
 
-_SEED_MASK = 2**64 - 1  # negative seeds are taken modulo 2**64
+SEED_MASK = 2**64 - 1  # negative seeds are taken modulo 2**64
 
 
 class NonFiniteLogits(PenstockError):
@@ -69,7 +69,7 @@ def check_token_ids(sampling: TokenSampling, vocab_size: int) -> None:
         raise InvalidRequest("bad_words: a word has no tokens; leave it out", param="bad_words")
 
 
-class _Row:
+class Row:
     """One request in a slot: its settings and what they need to remember."""
 
     __slots__ = (
@@ -79,7 +79,7 @@ class _Row:
 
     def __init__(self, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling, vocab_size: int) -> None:
         self.sampling = sampling
-        self.seed = sampling.seed & _SEED_MASK
+        self.seed = sampling.seed & SEED_MASK
         self.known = len(tokens)
         self._prompt_len = prompt_len
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
@@ -94,18 +94,23 @@ class _Row:
 
     def choose(self, logits: np.ndarray, uniform: float) -> int:
         """The next token. logits: float32[V] with a finite maximum."""
-        scores = logits
-        if not self.plain:
-            scores = self._scored(logits)
-            best = int(scores.argmax())
-            if scores[best] == -np.inf:
-                return int(self._allowed.min())  # the model rules out all that is allowed
-            scores[self._forbidden()] = -np.inf
-            if scores.max() == -np.inf:
-                return best
+        scores = self.scores(logits)
+        if isinstance(scores, int):
+            return scores
         if self.sampling.temperature == 0.0:
             return int(scores.argmax())
         return self._draw(scores, uniform)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray | int:
+        """What the draw is made from, steps 1 to 3; or the token, if the masks leave none to draw."""
+        if self.plain:
+            return logits
+        scores = self._scored(logits)
+        best = int(scores.argmax())
+        if scores[best] == -np.inf:
+            return int(self._allowed.min())  # the model rules out all that is allowed
+        scores[self._forbidden()] = -np.inf
+        return best if scores.max() == -np.inf else scores
 
     def _scored(self, logits: np.ndarray) -> np.ndarray:
         """A new float32[V]: bias, penalties and the allowed set."""
@@ -169,7 +174,7 @@ class Sampler:
             raise PenstockError(
                 f"a vocabulary of {vocab_size} tokens is beyond {draw.MAX_TOKENS}, what draws are exact for"
             )
-        self._rows: list[_Row | None] = [None] * num_slots
+        self._rows: list[Row | None] = [None] * num_slots
         self._vocab_size = vocab_size
 
     def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None:
@@ -179,11 +184,18 @@ class Sampler:
         InvalidRequest for a token id outside the vocabulary; the slot is then unchanged.
         """
         check_token_ids(sampling, self._vocab_size)
-        self._rows[slot] = _Row(tokens, prompt_len, sampling, self._vocab_size)
+        self._rows[slot] = Row(tokens, prompt_len, sampling, self._vocab_size)
 
     def release(self, slot: int) -> None:
         """Drop what the slot remembers. A free slot may be released again."""
         self._rows[slot] = None
+
+    def row(self, slot: int) -> Row:
+        """The slot's row. PenstockError if it is free."""
+        row = self._rows[slot]
+        if row is None:
+            raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
+        return row
 
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
@@ -224,12 +236,10 @@ class Sampler:
             raise NonFiniteLogits(broken, f"prompt rows {broken}")
         return row_logprobs(logits, targets, k)
 
-    def _checked_rows(self, slots: np.ndarray, positions: np.ndarray) -> list[_Row]:
+    def _checked_rows(self, slots: np.ndarray, positions: np.ndarray) -> list[Row]:
         rows = []
         for slot, position in zip(slots.tolist(), positions.tolist(), strict=True):
-            row = self._rows[slot]
-            if row is None:
-                raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
+            row = self.row(slot)
             # The noise is a function of the position: an unnoticed shift would change every later token.
             if position != row.known:
                 raise PenstockError(
@@ -240,7 +250,7 @@ class Sampler:
             raise PenstockError(f"slots {slots.tolist()}: one slot twice in a step; draw one at a time")
         return rows
 
-    def _noise(self, rows: list[_Row]) -> list[float]:
+    def _noise(self, rows: list[Row]) -> list[float]:
         """One number in [0, 1) per row; 0 where nothing is drawn."""
         drawing = [i for i, row in enumerate(rows) if row.sampling.temperature != 0.0]
         noise = [0.0] * len(rows)
