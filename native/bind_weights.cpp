@@ -103,6 +103,8 @@ void bind_weights(nb::module_& m) {
       .def("floats", &PackedWeight::floats, "rows"_a, "first"_a, "expert"_a)
       .def("integers", &PackedWeight::integers, "rows"_a, "scales"_a, "offsets"_a, "first"_a, "expert"_a)
       .def("quantize", &PackedWeight::quantize, "rows"_a, "first"_a, "expert"_a)
+      .def_prop_rw("per_token", [](const PackedWeight& self) { return self.weight().per_token; },
+                   &PackedWeight::set_per_token)
       .def_prop_ro("n", [](const PackedWeight& self) { return self.weight().n; })
       .def_prop_ro("format", [](const PackedWeight& self) { return int(self.weight().format); })
       .def_prop_ro("nbytes", &PackedWeight::nbytes);

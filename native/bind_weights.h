@@ -26,6 +26,7 @@ class PackedWeight {
   void integers(const Array<uint8_t, 2>& rows, const Array<float, 2>& scales, const Array<float, 2>& offsets,
                 int first, int expert);
   void quantize(const Array<float, 2>& rows, int first, int expert);
+  void set_per_token(bool per_token) { weight_.per_token = per_token; }
 
  private:
   int check(size_t count, int first, int expert) const;

@@ -29,6 +29,8 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
     const Weight& w = p.weights[weight];
     (is_quantized(w.format) ? quantized_ : as_floats_)[int(buffer)] = true;
     if (w.format == Format::Q6) halves_[int(buffer)] = true;
+    // Readers that differ get scales per group: the finer ones.
+    if (is_quantized(w.format) && !w.per_token) by_group_[int(buffer)] = true;
     need(buffer, w.k);
   };
   need(Buffer::X, p.hidden);
@@ -58,13 +60,14 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
         need(Buffer::PairOutput, p.hidden);
         choices_ = std::max(choices_, op.top_k);
         if (op.top_k < 1 || op.top_k > kMaxChoices) throw std::invalid_argument("top_k outside 1 .. 64");
-        phases_ += 2;
+        phases_ += 3;
         break;
       default: break;
     }
     phases_ += 3;
   }
   phases_ += kExtraPhases;
+  for (int b = 0; b < int(Buffer::Count); ++b) as_floats_[b] = as_floats_[b] || per_token(Buffer(b));
   for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared,
                         Buffer::PairOutput}) {
     as_floats_[int(buffer)] = true;
@@ -236,7 +239,7 @@ void Executor::norm(Lane& lane, const Operation& op) {
   };
   const Activations out = input(lane, Buffer::Normed);
   auto make = [&](int token) {
-    kernels_->norm(shared_[int(Buffer::X)].row(token).f, op.gain, program_.eps, d, out.row(token));
+    norm_row(shared_[int(Buffer::X)].row(token).f, op.gain, out.row(token));
   };
   if (lane.small) {
     if (add) {
@@ -268,6 +271,7 @@ void Executor::linear(Lane& lane, const Operation& op) {
   if (gated) {
     args.activation = op.activation;
     args.hidden = shared_[int(op.target)];
+    if (per_token(op.target)) args.hidden.q = nullptr;
   } else {
     const Activations& out = shared_[int(op.code == Code::AddLinear ? Buffer::X : op.target)];
     args.out = out.f + op.column;
@@ -284,6 +288,7 @@ void Executor::linear(Lane& lane, const Operation& op) {
     kernel(part);
   });
   if (op.last) lane.team.barrier();
+  if (gated && per_token(op.target)) quantize(lane, op.target, tokens_, weight.n / 2);
 }
 
 void Executor::rotate(Lane& lane, const Operation& op) {
@@ -322,16 +327,29 @@ void Executor::rotate(Lane& lane, const Operation& op) {
   lane.team.barrier();
 }
 
-void Executor::quantize_mixed(Lane& lane) {
-  if (!quantized_[int(Buffer::Mixed)]) return;
-  const Activations out = input(lane, Buffer::Mixed);
-  const int n = width(Buffer::Mixed);
-  auto make = [&](int token) { kernels_->quantize(shared_[int(Buffer::Mixed)].row(token).f, n, out.row(token)); };
-  if (lane.small) {
-    for (int token = 0; token < tokens_; ++token) make(token);
+// n floats of a row to int8, in the way that the readers of `buffer` want.
+void Executor::quantize_row(Buffer buffer, const float* x, int n, const Activations& out) const {
+  (per_token(buffer) ? kernels_->quantize_row : kernels_->quantize)(x, n, out);
+}
+
+// x to a row of `normed`.
+void Executor::norm_row(const float* x, const float* gain, const Activations& out) const {
+  Activations made = out;
+  if (per_token(Buffer::Normed)) made.q = nullptr;
+  kernels_->norm(x, gain, program_.eps, program_.hidden, made);
+  if (out.q && !made.q) quantize_row(Buffer::Normed, out.f, program_.hidden, out);
+}
+
+// The shared floats [rows, n] of `buffer` to int8, if anyone reads it so.
+void Executor::quantize(Lane& lane, Buffer buffer, int rows, int n) {
+  if (!quantized_[int(buffer)]) return;
+  const Activations out = input(lane, buffer), &from = shared_[int(buffer)];
+  auto make = [&](int row) { quantize_row(buffer, from.row(row).f, n, out.row(row)); };
+  if (lane.small && buffer == Buffer::Mixed) {
+    for (int row = 0; row < rows; ++row) make(row);
     return;
   }
-  lane.share(tokens_, 1, [&](int token, int) { make(token); });
+  lane.share(rows, 1, [&](int row, int) { make(row); });
   lane.team.barrier();
 }
 
@@ -370,7 +388,7 @@ void Executor::attend(Lane& lane, const Operation& op) {
     });
     lane.team.barrier();
   }
-  quantize_mixed(lane);
+  quantize(lane, Buffer::Mixed, tokens_, attention.shape.heads * attention.shape.head_dim);
 }
 
 void Executor::run_head(Lane& lane) {
@@ -381,9 +399,9 @@ void Executor::run_head(Lane& lane) {
     const Activations out = normed.row(i);
     if (head_input_) {
       if (out.f) std::copy_n(head_input_ + int64_t(i) * d, d, out.f);
-      if (out.q) kernels_->quantize(head_input_ + int64_t(i) * d, d, out);
+      if (out.q) quantize_row(Buffer::Normed, head_input_ + int64_t(i) * d, d, out);
     } else {
-      kernels_->norm(shared_[int(Buffer::X)].row(head_rows_[i]).f, program_.final_gain, program_.eps, d, out);
+      norm_row(shared_[int(Buffer::X)].row(head_rows_[i]).f, program_.final_gain, out);
     }
   };
   if (small) {

@@ -78,7 +78,10 @@ class Executor {
   void layout(int tokens);
   void run(Lane& lane);
   void run_team(bool whole);
-  void quantize_mixed(Lane& lane);
+  void quantize(Lane& lane, Buffer buffer, int rows, int n);
+  void quantize_row(Buffer buffer, const float* x, int n, const Activations& out) const;
+  void norm_row(const float* x, const float* gain, const Activations& out) const;
+  bool per_token(Buffer buffer) const { return quantized_[int(buffer)] && !by_group_[int(buffer)]; }
   void embed(Lane& lane);
   void norm(Lane& lane, const Operation& op);
   void linear(Lane& lane, const Operation& op);
@@ -100,6 +103,7 @@ class Executor {
   std::array<bool, int(Buffer::Count)> quantized_{};  // some linear layer reads it as int8
   std::array<bool, int(Buffer::Count)> as_floats_{};  // … as float
   std::array<bool, int(Buffer::Count)> halves_{};     // … with sums of 16 (Activations::half)
+  std::array<bool, int(Buffer::Count)> by_group_{};   // … with a scale per group; else one per token
   std::array<float*, int(Buffer::Count)> floats_{};
   std::array<Activations, int(Buffer::Count)> shared_{};
   std::vector<std::array<Activations, int(Buffer::Count)>> private_;  // per thread, kPrivateTokens rows

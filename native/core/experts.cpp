@@ -103,6 +103,7 @@ void Executor::expert_product(Lane& lane, const Operation& op, bool gated) {
     if (gated) {
       args.activation = op.activation;
       args.hidden = out.row(row);
+      if (per_token(Buffer::PairHidden)) args.hidden.q = nullptr;
       kernels_->linear_gated(args);
     } else {
       args.out = out.row(row).f;
@@ -116,6 +117,9 @@ void Executor::expert_product(Lane& lane, const Operation& op, bool gated) {
 void Executor::mix_experts(Lane& lane, const Operation& op) {
   const Routes& chosen = route(lane, op);
   expert_product(lane, op, true);
+  if (per_token(Buffer::PairHidden)) {
+    quantize(lane, Buffer::PairHidden, tokens_ * op.top_k, program_.weights[op.weight].n / 2);
+  }
   expert_product(lane, op, false);
   const Routes& mine = routes_[lane.thread];
   const Activations &outputs = shared_[int(Buffer::PairOutput)], &delta = shared_[int(Buffer::Delta)];

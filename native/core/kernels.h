@@ -77,6 +77,8 @@ struct KernelTable {
   void (*norm)(const float* x, const float* gain, float eps, int n, const Activations& out);
   // x [n] -> out.q with scales, zero up to a multiple of 64
   void (*quantize)(const float* x, int n, const Activations& out);
+  // the same with one scale for the whole row
+  void (*quantize_row)(const float* x, int n, const Activations& out);
   // x += scale * delta
   void (*add)(float* x, const float* delta, float scale, int n);
   void (*linear)(const LinearArgs&);        // out = product

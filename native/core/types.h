@@ -96,6 +96,7 @@ struct Weight {
   int64_t expert_stride;  // bytes
   const uint8_t* data;
   int32_t group;          // inputs that share a scale: Q4Group, Q8Group
+  bool per_token;         // the checkpoint prescribes activations with one scale per token
 
   const uint8_t* panel(int index, int expert = 0) const {
     return data + expert * expert_stride + index * panel_stride;

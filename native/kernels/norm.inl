@@ -1,9 +1,8 @@
 // RMSNorm (arXiv:1910.07467), residual additions and the quantization of activations.
 
-// 32 floats to int8 with scale = max|x| / 127, and what the products need of them. A NaN or infinity
+// 32 floats to int8 with scale = peak / 127, and what the products need of them. A NaN or infinity
 // makes the scale NaN or infinite, hence the whole row's products: nothing broken turns into a number.
-inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
-  float peak = abs_peak(a, b);
+inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
   float scale = peak * (1.0f / 127.0f);
   f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f);
   i32 qa = round_to_int(mul(a, inverse));
@@ -15,6 +14,10 @@ inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
   out.sum[g] = scale * float(sum);
   out.start[g] = kMagicBits - 128 * sum;
   if (out.half) out.half[g] = hsum(qa);
+}
+
+inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
+  quantize_to(abs_peak(a, b), a, b, out, g);
 }
 
 inline void quantize_tail(int n, const Activations& out) {
@@ -30,6 +33,24 @@ inline void quantize(const float* x, int n, const Activations& out) {
     f32 a = left >= 16 ? load(x + i) : load_n(x + i, left);
     f32 b = left > 16 ? load_n(x + i + 16, left - 16) : zero();
     quantize_group(a, b, out, i / kGroup);
+  }
+  quantize_tail(n, out);
+}
+
+// The same with one scale for the whole row, as checkpoints with scales per token prescribe.
+inline void quantize_row(const float* x, int n, const Activations& out) {
+  f32 peaks = zero();
+  bool broken = false;
+  for (int i = 0; i < n; i += 16) {
+    const f32 v = abs(load_n(x + i, n - i < 16 ? n - i : 16));
+    broken |= any_nan(v);
+    peaks = max(peaks, v);
+  }
+  const float peak = broken ? __builtin_nanf("") : hmax(peaks);
+  for (int i = 0; i < n; i += kGroup) {
+    const int left = n - i, first = left < 16 ? left : 16, second = left - first < 16 ? left - first : 16;
+    const f32 b = second ? load_n(x + i + 16, second) : zero();
+    quantize_to(peak, load_n(x + i, first), b, out, i / kGroup);
   }
   quantize_tail(n, out);
 }

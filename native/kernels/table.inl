@@ -9,6 +9,7 @@ constexpr KernelTable make_table(const char* name) {
   table.embed = embed;
   table.norm = norm;
   table.quantize = quantize;
+  table.quantize_row = quantize_row;
   table.add = add_entry;
   table.linear = linear;
   table.linear_add = linear_add;

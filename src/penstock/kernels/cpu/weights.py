@@ -159,6 +159,7 @@ class CpuWeights:
         experts, n = prod(outer), sum(part.shape[-2] for part in parts)
         memory = self._regions.take(_packed_bytes(form, n, k, experts, gated))
         packed = _native.PackedWeight(form.format, n, k, experts, gated, memory, True, form.group)
+        packed.per_token = any(getattr(content, "activation", None) == "token" for content in contents)
         first = 0
         for part, content in zip(parts, contents, strict=True):
             try:
