@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import datetime
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def page(
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # engines and servers are closed on the way out
     options = arguments()
     if options.model is None:
         from penstock.models import sources

@@ -9,7 +9,7 @@ from suite.alternate import Measured, Roofline
 from suite.scenarios import Scenario
 
 COLOURS = ("#2f6fde", "#8a8f98", "#b59b5b", "#6b9c7d", "#a9748f", "#7c86b8")
-LEFT, BAR, GAP, WIDTH, SCALE = 190, 15, 16, 860, 540
+LEFT, BAR, GAP, WIDTH, SCALE = 215, 15, 16, 880, 540
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #30343b }
 .quiet { fill: #6a707a }

@@ -6,6 +6,7 @@ the one that is measured.
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -19,6 +20,16 @@ from pathlib import Path
 from typing import IO
 
 from suite.catalogue import PEERS, Engine, EngineFailure, as_folder, environment
+
+LOAD_LIMIT_S = 600  # vLLM takes minutes
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_the_suite() -> None:
+    """In the child, before it becomes the engine: a stopped process would never notice that its pipe is
+    closed, so the kernel kills it when the suite dies (Linux, prctl(2))."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -55,9 +66,11 @@ class EngineProcess:
                 cwd=launch.cache,
                 env=launch.variables(),
                 start_new_session=True,
+                preexec_fn=_die_with_the_suite,  # noqa: PLW1509  # the suite has one thread
             )
         try:
             self.loaded = self.ask(
+                LOAD_LIMIT_S,
                 do="load",
                 model=str(source),
                 threads=launch.threads,
@@ -71,20 +84,21 @@ class EngineProcess:
             raise
         self.ready_s = time.perf_counter() - began
 
-    def ask(self, **message: object) -> dict:
+    def ask(self, limit_s: float | None = None, **message: object) -> dict:
         """One command. EngineFailure with the engine's own reason; an engine that gives no answer within
         the limit is killed."""
         assert self._process.stdin and self._process.stdout
+        limit_s = limit_s or self._launch.limit_s
         self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-            line = _read_line(self._process.stdout, self._launch.limit_s)
+            line = _read_line(self._process.stdout, limit_s)
         except BrokenPipeError:
             line = ""
         except TimeoutError:
             self.kill()
-            raise EngineFailure(f"no answer within {self._launch.limit_s:g} s") from None
+            raise EngineFailure(f"no answer within {limit_s:g} s") from None
         finally:
             self._signal(signal.SIGSTOP)
         if not line:
@@ -151,9 +165,10 @@ class Server:
                 cwd=self.launch.cache,
                 env=self.launch.variables(),
                 start_new_session=True,
+                preexec_fn=_die_with_the_suite,  # noqa: PLW1509  # the suite has one thread
             )
         try:
-            self._first_token(began + self.launch.limit_s)
+            self._first_token(began + LOAD_LIMIT_S)
         except EngineFailure:
             self.stop()
             raise
@@ -177,7 +192,7 @@ class Server:
             except (OSError, http.client.HTTPException, LookupError, ValueError):
                 pass  # not listening yet, or still loading: that is what is being timed
             time.sleep(0.005)
-        raise EngineFailure(f"no token over HTTP within {self.launch.limit_s:g} s")
+        raise EngineFailure(f"no token over HTTP within {LOAD_LIMIT_S} s")
 
     def get(self, path: str) -> dict:
         """A JSON answer; ValueError for any status but 200."""
