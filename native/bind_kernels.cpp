@@ -92,6 +92,12 @@ class Kernels {
     for (int r = 0; r < rows; ++r) table_.quantize(x.data() + int64_t(r) * n, n, out.row(r));
   }
 
+  void quantize_row(const Array<float, 2>& x, const Quantized& quantized) const {
+    const int rows = int(x.shape(0)), n = int(x.shape(1));
+    const Activations out = view(std::nullopt, quantized, rows, n);
+    for (int r = 0; r < rows; ++r) table_.quantize_row(x.data() + int64_t(r) * n, n, out.row(r));
+  }
+
   void linear(const PanelView& panels, const std::optional<Out<float, 2>>& f, const std::optional<Quantized>& quantized,
               const Out<float, 2>& out, const std::optional<Array<float, 1>>& bias, float scale, float softcap,
               bool add) const {
@@ -158,6 +164,7 @@ void bind_kernels(nb::module_& m) {
       .def_prop_ro("tile_rows", &Kernels::tile_rows)
       .def("norm", &Kernels::norm, "x"_a, "gain"_a, "eps"_a, "f"_a.none(), "quantized"_a.none())
       .def("quantize", &Kernels::quantize, "x"_a, "quantized"_a)
+      .def("quantize_row", &Kernels::quantize_row, "x"_a, "quantized"_a)
       .def("linear", &Kernels::linear, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a, "bias"_a.none(),
            "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false)
       .def("linear_gated", &Kernels::linear_gated, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a.none(),

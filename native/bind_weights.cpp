@@ -105,6 +105,14 @@ void bind_weights(nb::module_& m) {
       .def("quantize", &PackedWeight::quantize, "rows"_a, "first"_a, "expert"_a)
       .def_prop_rw("per_token", [](const PackedWeight& self) { return self.weight().per_token; },
                    &PackedWeight::set_per_token)
+      .def_prop_ro("k", [](const PackedWeight& self) { return self.weight().k; })
+      .def_prop_ro("group", [](const PackedWeight& self) { return self.weight().group; })
+      .def_prop_ro("data",
+                   [](const PackedWeight& self) {
+                     const size_t shape[] = {size_t(self.nbytes())};
+                     return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(self.weight().data, 1, shape,
+                                                                              nb::find(self));
+                   })
       .def_prop_ro("n", [](const PackedWeight& self) { return self.weight().n; })
       .def_prop_ro("format", [](const PackedWeight& self) { return int(self.weight().format); })
       .def_prop_ro("nbytes", &PackedWeight::nbytes);

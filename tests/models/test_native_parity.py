@@ -16,8 +16,8 @@ pytest.importorskip("penstock.kernels.cpu._native", reason="the native module is
 
 TOLERANCE = 1e-4
 LENGTH = 45  # longer than every window, the LongRoPE switch and several blocks
-EXPERTS = [name for name in TINY if "moe" in name or name in ("mixtral", "gpt_oss")]
-FORMS: dict[WeightsForm, int] = {"float32": 4, "bf16": 2}
+# How weights are held -> bytes of a KV element that goes with it
+FORMS: dict[WeightsForm, int] = {"float32": 4, "bf16": 2, "int8": 2, "int4": 2}
 
 
 def tokens_of(seed: int, length: int = LENGTH) -> list[int]:
