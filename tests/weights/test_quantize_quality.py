@@ -59,7 +59,8 @@ def test_perplexity_of_a_trained_model(
 ) -> None:
     """Red if rounding, the search of the clipping or smoothing costs more than the limits promised."""
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(passages(500)[::7]))
+    held = set(passages(200))  # those measured below are among them
+    text.write_text("\n\n".join(passage for passage in passages(500)[::5] if passage not in held))
     quantize(
         str(trained), tmp_path / "q", weights, None, symmetric, "group", text if calibrated else None, 0.5  # type: ignore[arg-type]
     )  # fmt: skip
