@@ -7,6 +7,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -14,10 +15,12 @@
 #include <stdexcept>
 
 #include "bind_kernels.h"
+#include "bind_launch.h"
 #include "bind_sample.h"
 #include "bind_weights.h"
 #include "core/cpu.h"
 #include "core/executor.h"
+#include "core/launch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -153,7 +156,7 @@ class Engine {
     executor_.program().layers.clear();
     for (const auto& [group, offset] : layers) {
       executor_.program().layers.push_back(
-          {pool.data() + offset, block_stride, v_offset, head_stride, block_size, group, itemsize});
+          {pool.data() + offset, block_stride, v_offset, head_stride, block_size, group, KvKind(itemsize)});
     }
   }
 
@@ -175,32 +178,19 @@ class Engine {
     executor_.forward(batch, wanted, n, logits, chosen);
   }
 
-  // The same over a request table: row r is the request in slots[r], its tokens are tokens[slots[r]]
-  // from starts[r] on, its blocks tables[g][slots[r]]. Rows with samples[r] want logits after their last
-  // token, in order; returns their number.
-  int step(const Array<int32_t, 2>& tokens, const std::vector<Array<int32_t, 2>>& tables,
-           const Array<int32_t, 1>& slots, const Array<int32_t, 1>& starts, const Array<int32_t, 1>& counts,
-           const Array<bool, 1>& samples, const Out<float, 2>& out, const Out<int32_t, 1>& best) {
-    Batch batch;
-    batch.rows = int32_t(slots.shape(0));
-    batch.starts = starts.data(), batch.counts = counts.data(), batch.index = slots.data();
-    for (const auto& table : tables) batch.tables.push_back({table.data(), int64_t(table.shape(1))});
-    step_tokens_.clear();
-    step_rows_.clear();
-    for (int r = 0; r < batch.rows; ++r) {
-      const int32_t* row = tokens.data() + int64_t(batch.index[r]) * int64_t(tokens.shape(1)) + batch.starts[r];
-      step_tokens_.insert(step_tokens_.end(), row, row + batch.counts[r]);
-      if (samples.data()[r]) step_rows_.push_back(int32_t(step_tokens_.size()) - 1);
+  // Launches over a request table, for penstock.engine.native_runner. The arrays are the caller's to keep alive.
+  std::unique_ptr<StepQueue> step_queue(SamplerTable* sampler, const Out<int32_t, 2>& tokens,
+                                        const std::vector<Out<int32_t, 2>>& tables, const Out<float, 2>& logits) {
+    const size_t slots = tokens.shape(0);
+    require(logits.shape(0) == slots && int(logits.shape(1)) == executor_.program().vocab,
+            "logits [slots, vocab] have another shape");
+    RequestMemory memory{tokens.data(), int64_t(tokens.shape(1)), {}, {}, logits.data(), int(slots)};
+    for (const auto& table : tables) {
+      require(table.shape(0) == slots, "tables [slots, blocks] have another shape");
+      memory.tables.push_back(table.data());
+      memory.widths.push_back(int64_t(table.shape(1)));
     }
-    batch.tokens = step_tokens_.data();
-    const int n = int(step_rows_.size());
-    require(int(out.shape(0)) >= n && int(best.shape(0)) >= n && int(out.shape(1)) == executor_.program().vocab,
-            "logits [n, vocab] or best [n] have another shape");
-    float* logits = out.data();
-    int32_t* chosen = best.data();
-    nb::gil_scoped_release release;
-    executor_.forward(batch, step_rows_.data(), n, logits, chosen);
-    return n;
+    return std::make_unique<StepQueue>(&executor_, sampler, std::move(memory));
   }
 
   void hidden(const Array<int32_t, 1>& rows, const Out<float, 2>& out) {
@@ -228,7 +218,6 @@ class Engine {
  private:
   std::shared_ptr<ThreadPool> pool_;
   Executor executor_;
-  std::vector<int32_t> step_tokens_, step_rows_;
 };
 
 }  // namespace
@@ -243,14 +232,15 @@ NB_MODULE(_native, m) {
   bind_builder(m);
   bind_kernels(m);
   bind_sample(m);
+  bind_launch(m);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const Builder&, const std::string&, std::shared_ptr<ThreadPool>>(), "builder"_a, "isa"_a, "pool"_a)
       .def("bind_kv", &Engine::bind_kv, "pool"_a, "block_stride"_a, "layers"_a, "v_offset"_a, "head_stride"_a,
            "block_size"_a, "itemsize"_a, nb::keep_alive<1, 2>())
       .def("forward", &Engine::forward, "tokens"_a, "starts"_a, "counts"_a, "tables"_a, "index"_a.none(), "rows"_a,
            "out"_a.none(), "best"_a.none())
-      .def("step", &Engine::step, "tokens"_a, "tables"_a, "slots"_a, "starts"_a, "counts"_a, "samples"_a, "out"_a,
-           "best"_a)
+      .def("step_queue", &Engine::step_queue, "sampler"_a, "tokens"_a, "tables"_a, "logits"_a, nb::keep_alive<0, 1>(),
+           nb::keep_alive<0, 2>(), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>(), nb::keep_alive<0, 5>())
       .def("hidden", &Engine::hidden)
       .def("logits", &Engine::logits)
       .def("head", &Engine::head)

@@ -10,7 +10,7 @@
 namespace penstock {
 namespace {
 
-constexpr int kQueryTile = 16;      // tokens of one attention item
+constexpr int kQueryTile = 48;      // queries of one attention item
 constexpr int kExtraPhases = 8;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -51,6 +51,7 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
       case Code::Attend:
         need(Buffer::Mixed, op.attention.shape.heads * op.attention.shape.head_dim);
         as_floats_[int(Buffer::Mixed)] = true;
+        fused_mixed_ = op.attention.shape.heads / op.attention.shape.kv_heads * op.attention.shape.head_dim % kGroup == 0;
         if (op.attention.shape.head_dim > kMaxHeadDim) throw std::invalid_argument("head_dim above 512");
         break;
       case Code::Experts:
@@ -68,6 +69,7 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
   }
   phases_ += kExtraPhases;
   for (int b = 0; b < int(Buffer::Count); ++b) as_floats_[b] = as_floats_[b] || per_token(Buffer(b));
+  fused_mixed_ = fused_mixed_ && quantized_[int(Buffer::Mixed)] && !per_token(Buffer::Mixed);
   for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared,
                         Buffer::PairOutput}) {
     as_floats_[int(buffer)] = true;
@@ -155,11 +157,15 @@ void Executor::plan(const Batch& batch) {
     cos_[i].resize(tokens_ * program_.ropes[i].frequencies.size());
     sin_[i].resize(cos_[i].size());
   }
+  if (!program_.layers.empty() && program_.layers[0].block_size < kKeyTile) {
+    scratch_.resize(pool_->size() * attend_scratch(program_.layers[0].kind, kMaxHeadDim));
+  }
   plan_items(items_, false);
   plan_items(split_items_, true);
 }
 
-// Items of one row are (query tile, KV head), or single heads or key ranges where that would leave threads idle.
+// Items of one row are (query tile, KV head). Where that would leave threads idle, single tokens are cut into
+// key ranges, or the last KV heads into parts of their query heads.
 void Executor::plan_items(std::vector<Item>& items, bool split) {
   items.clear();
   if (split) merges_.clear();
@@ -169,42 +175,52 @@ void Executor::plan_items(std::vector<Item>& items, bool split) {
   }
   if (!op) return;
   const HeadShape& shape = op->attention.shape;
-  const int each = shape.heads / shape.kv_heads;
-  const bool few = tokens_ * shape.kv_heads < 4 * pool_->size();
-  const int heads = few ? 1 : each;
-  int partial = 0;
+  const int each = shape.heads / shape.kv_heads, threads = pool_->size();
+  const int tile = std::max(1, kQueryTile / each);
+  int units = 0;
+  for (int r = 0; r < batch_->rows; ++r) units += (batch_->counts[r] + tile - 1) / tile * shape.kv_heads;
+  const bool few = units < 4 * threads;
+  const bool by_heads = few && (!fused_mixed_ || shape.head_dim % kGroup == 0);
+  const int odd = by_heads ? units % threads : 0;
+  int partial = 0, unit = 0;
   for (int r = 0; r < batch_->rows; ++r) {
-    for (int first = 0; first < batch_->counts[r]; first += kQueryTile) {
-      const int count = std::min(kQueryTile, batch_->counts[r] - first);
+    for (int first = 0; first < batch_->counts[r]; first += tile) {
+      const int count = std::min(tile, batch_->counts[r] - first);
       const int position = batch_->starts[r] + first;
       const int ranges = (position + kKeyRange) / kKeyRange;
-      for (int head = 0; head < shape.heads; head += heads) {
-        Item item{r, offsets_[r] + first, count, position, head / each, head, heads, -1, -1};
-        if (!(split && few && count == 1 && ranges > 1)) {
-          items.push_back(item);
-          continue;
-        }
-        Item merge = item;
-        merge.range = ranges;
-        merge.partial = partial;
-        merges_.push_back(merge);
-        for (item.range = 0; item.range < ranges; ++item.range) {
-          item.partial = partial;
-          partial += heads * partial_floats(shape.head_dim);
-          items.push_back(item);
+      const bool cut = split && few && count == 1 && ranges > 1;
+      for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head, ++unit) {
+        const int parts = unit >= units - odd && !cut ? (threads + odd - 1) / odd : 1;
+        const int heads = std::min((each + parts - 1) / parts, kMaxItemHeads);
+        for (int head = 0; head < each; head += heads) {
+          Item item{r, offsets_[r] + first, count, position, kv_head, kv_head * each + head,
+                    std::min(heads, each - head), -1, partial, int(merges_.size())};
+          if (!cut) {
+            items.push_back(item);
+            continue;
+          }
+          merges_.push_back({ranges, partial});
+          for (item.range = 0; item.range < ranges; ++item.range) {
+            item.partial = partial;
+            partial += item.heads * partial_floats(shape.head_dim);
+            items.push_back(item);
+          }
         }
       }
     }
   }
-  if (split) partials_.resize(partial);
+  if (split) {
+    partials_.resize(partial);
+    arrived_ = std::vector<Counter>(merges_.size());
+  }
   std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    auto cost = [](const Item& i) { return i.range >= 0 ? kKeyRange : (i.position + 1) * i.tokens; };
+    auto cost = [](const Item& i) { return (i.range >= 0 ? kKeyRange : i.position + 1) * i.tokens * i.heads; };
     return cost(a) > cost(b);
   });
 }
 
 Activations Executor::input(const Lane& lane, Buffer buffer) const {
-  const bool own = lane.small && (buffer == Buffer::Normed || buffer == Buffer::Mixed || buffer == Buffer::PairInput);
+  const bool own = lane.small && (buffer == Buffer::Normed || (buffer == Buffer::Mixed && !fused_mixed_) || buffer == Buffer::PairInput);
   return own ? private_[lane.thread][int(buffer)] : shared_[int(buffer)];
 }
 
@@ -353,12 +369,12 @@ void Executor::quantize(Lane& lane, Buffer buffer, int rows, int n) {
   lane.team.barrier();
 }
 
+// Partial results of a row are merged by whoever finishes the last of them.
 void Executor::attend(Lane& lane, const Operation& op) {
   const LayerPages& pages = program_.layers[op.layer];
   const BlockTable& table = batch_->tables[pages.group];
   const Attention& attention = op.attention;
-  const bool split = attention.window == 0 && !merges_.empty();
-  const std::vector<Item>& items = split ? split_items_ : items_;
+  const std::vector<Item>& items = attention.window == 0 && !merges_.empty() ? split_items_ : items_;
   const Activations &q = shared_[int(Buffer::Q)], &mixed = shared_[int(Buffer::Mixed)];
   lane.share(int(items.size()), 1, [&](int index, int) {
     const Item& item = items[index];
@@ -375,20 +391,19 @@ void Executor::attend(Lane& lane, const Operation& op) {
     args.position = item.position;
     args.out = mixed.row(item.first_token).f;
     args.out_stride = mixed.f_stride;
+    if (fused_mixed_) args.quantized = mixed.row(item.first_token);
     args.partial = item.range >= 0 ? partials_.data() + item.partial : nullptr;
     args.range = item.range;
+    args.scratch = scratch_.data() + scratch_.size() / lane.team.size() * lane.thread;
     kernels_->attend(args);
+    if (item.range < 0) return;
+    const Merge& merge = merges_[item.merge];
+    if ((arrived_[item.merge].next.fetch_add(1, std::memory_order_acq_rel) + 1) % merge.ranges) return;
+    kernels_->merge(attention, partials_.data() + merge.partial, merge.ranges, item.first_head, item.heads, args.out,
+                    args.quantized);
   });
   lane.team.barrier();
-  if (split) {
-    lane.share(int(merges_.size()), 1, [&](int index, int) {
-      const Item& item = merges_[index];
-      kernels_->merge(attention, partials_.data() + item.partial, item.range, item.first_head, item.heads,
-                      mixed.row(item.first_token).f);
-    });
-    lane.team.barrier();
-  }
-  quantize(lane, Buffer::Mixed, tokens_, attention.shape.heads * attention.shape.head_dim);
+  if (!fused_mixed_) quantize(lane, Buffer::Mixed, tokens_, attention.shape.heads * attention.shape.head_dim);
 }
 
 void Executor::run_head(Lane& lane) {
@@ -465,8 +480,8 @@ void Executor::run(Lane& lane) {
 }
 
 void Executor::run_team(bool whole) {
-  pool_->team().prepare(phases_);
   pool_->run(
+      phases_,
       whole ? TeamFn([](void* self, Team& team, int thread) {
         Lane lane{team, thread, 0, false};
         static_cast<Executor*>(self)->run(lane);

@@ -69,7 +69,10 @@ class Executor {
  private:
   struct Lane;  // what one thread knows while it runs
   struct Item {
-    int32_t row, first_token, tokens, position, kv_head, first_head, heads, range, partial;
+    int32_t row, first_token, tokens, position, kv_head, first_head, heads, range, partial, merge;
+  };
+  struct Merge {
+    int32_t ranges, partial;
   };
 
   void grow(int tokens);
@@ -110,6 +113,7 @@ class Executor {
   Arena arena_;
   int capacity_ = 0;
   int phases_ = 0;
+  bool fused_mixed_ = false;  // attention itself makes int8 of its result
   int choices_ = 0;             // most experts that a token chooses
   std::vector<Routes> routes_;  // per thread
 
@@ -120,8 +124,10 @@ class Executor {
   std::vector<int32_t> spans_;  // first tokens of the runs that share a tile of 16 keys, then the end
   std::vector<std::vector<float>> cos_, sin_;
   std::vector<Item> items_, split_items_;  // attention's work; the second with rows cut into key ranges
-  std::vector<Item> merges_;               // what `split_items_` cut: `range` is the number of ranges
-  std::vector<float> partials_;
+  std::vector<Merge> merges_;              // what `split_items_` cut,
+  std::vector<Counter> arrived_;           // how many ranges of it are done, over all layers,
+  std::vector<float> partials_;            // and their results
+  std::vector<uint8_t> scratch_;           // of all threads, for attention over small blocks
   const int32_t* head_rows_ = nullptr;
   const float* head_input_ = nullptr;
   int head_count_ = 0;

@@ -33,7 +33,7 @@ struct RotateArgs {
   const float* qkv;  // [(H + 2G) * D]
   const float* cos;  // [half]
   const float* sin;
-  float* q;          // [H * D]
+  float* q;          // [H * D], scores with it are in units of log2
   const LayerPages* pages;
   int32_t block;
   int32_t place;     // of the token in its block
@@ -49,7 +49,7 @@ struct AttendArgs {
   const int32_t* table;  // logical block -> block id of this row
   int kv_head;
   int first_head;        // query heads [first_head, first_head + heads_each), all of kv_head
-  int heads_each;
+  int heads_each;        // at most kMaxItemHeads
   const float* q;        // token 0, [H * D] per token, q_stride apart
   int64_t q_stride;
   int tokens;
@@ -60,12 +60,19 @@ struct AttendArgs {
   // null: the whole context is attended here, range by range, and `out` is final.
   float* partial;
   int range;             // index of the range when `partial` is set
+  Activations quantized; // token 0: `out` as int8 too, where the item's heads are whole groups; or none
+  uint8_t* scratch;      // attend_scratch() bytes where blocks hold fewer than 16 keys
 };
 
 // The sampler's: scores of a block that has one maximum, of a block that has one sum.
 constexpr int kPeakBlock = 64;
 constexpr int kSumBlock = 4 * kPeakBlock;
 constexpr double kNoWeight = -29.9;  // exp of it is less than half a unit of weight, 2^-43
+
+// 64 keys and values of one KV head.
+constexpr int64_t attend_scratch(KvKind kind, int head_dim) {
+  return int64_t(2) * kKeyBlock * (head_dim + 2) * int(kind);
+}
 
 struct KernelTable {
   const char* name;
@@ -86,8 +93,9 @@ struct KernelTable {
   void (*linear_gated)(const LinearArgs&);  // [first, last) in multiples of 4 panels
   void (*rotate)(const RotateArgs&);
   void (*attend)(const AttendArgs&);
-  // Partials of `ranges` ranges -> out [heads * D], in order of the ranges.
-  void (*merge)(const Attention&, const float* partials, int ranges, int first_head, int heads, float* out);
+  // Partials of `ranges` ranges -> heads [first_head, first_head + heads) of out [H * D], in order of the ranges.
+  void (*merge)(const Attention&, const float* partials, int ranges, int first_head, int heads, float* out,
+                const Activations& quantized);
   // x += sigmoid(gate) * delta
   void (*add_sigmoid)(float* x, const float* delta, float gate, int n);
   // scores [experts] -> ids and weights [top_k] (see kernels/experts.inl)
@@ -112,6 +120,7 @@ struct KernelTable {
 constexpr int partial_floats(int head_dim) { return head_dim + 2; }
 
 // Those that the compiler and the architecture have (CMakeLists.txt, core/cpu.cpp).
+const KernelTable* avx512_bf16_kernels();
 const KernelTable* avx512_kernels();
 const KernelTable* avxvnni_kernels();
 const KernelTable* avx2_kernels();

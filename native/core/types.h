@@ -14,6 +14,7 @@ constexpr int kKeyTile = 16;    // keys of one attention tile
 constexpr int kKeyBlock = 64;   // keys between two updates of a softmax's running maximum
 constexpr int kKeyRange = 512;  // keys whose partial softmax is one work item's; merged in order
 constexpr int kMaxHeadDim = 512;
+constexpr int kMaxItemHeads = 16;  // query heads of one attention item
 constexpr int kMaxChoices = 64;  // experts of one token
 
 // 0x4B400000 as float is 12582912 = 1.5 * 2^23: an integer sum that starts there is, read as a
@@ -139,9 +140,12 @@ struct Activation {
   float limit;
 };
 
-// One layer's pages. Element type bf16 (2 bytes) or f32 (4). Page of one KV head, t = 16 keys or
-// the block size if that is smaller:
-//   bf16  K [block_size/t][D/2][t][2], V [block_size/2][D][2];   f32  K [block_size/t][D][t], V [block_size][D]
+// How keys and values are held; the value is the bytes of an element.
+enum class KvKind : int32_t { I8 = 1, Bf16 = 2, F32 = 4 };
+
+// One layer's pages. Page of one KV head, t = 16 keys or the block size if that is smaller, u = 2 keys or 1
+// if that is the block size:
+//   bf16  K [block_size/t][D/2][t][2], V [block_size/u][D][u];   f32  K [block_size/t][D][t], V [block_size][D]
 struct LayerPages {
   uint8_t* base;          // block 0
   int64_t block_stride;   // bytes from block to block
@@ -149,7 +153,7 @@ struct LayerPages {
   int64_t head_stride;    // bytes from KV head to KV head
   int32_t block_size;
   int32_t group;
-  int32_t itemsize;
+  KvKind kind;
 
   uint8_t* k(int32_t block, int head) const { return base + block * block_stride + head * head_stride; }
   uint8_t* v(int32_t block, int head) const { return k(block, head) + v_offset; }

@@ -3,6 +3,7 @@
 #include "kernels/norm.inl"
 #include "kernels/linear.inl"
 #include "kernels/rotate.inl"
+#include "kernels/attention_pages.inl"
 #include "kernels/attention.inl"
 #include "kernels/experts.inl"
 #include "kernels/sample.inl"

@@ -1,98 +1,159 @@
 // Attention over paged KV: causal, sliding window, soft cap, sinks; online softmax (arXiv:2205.14135).
 //
 // One order for every query, whoever else is computed with it: blocks of 64 keys from position 0 on;
-// in a block the scores (one chain over d), the block's maximum, exp, a lane-wise sum, the rescaling,
-// then P·V key by key. Every 512 keys (kKeyRange) the partial result is closed; ranges are merged in
-// order. Keys that a query does not see are -inf before the maximum and exactly 0 after exp.
+// in a block the scores, the block's maximum, exp2, a lane-wise sum, the rescaling, then P·V key by key.
+// Every 512 keys (kKeyRange) the partial result is closed; ranges are merged in order. Keys that a query
+// does not see are -inf before the maximum and exactly 0 after exp2. Scores are in units of log2: `rotate`
+// scales queries so.
 
-struct Softmax {
-  f32 peak;   // all lanes equal
-  f32 total;  // sum per lane
+constexpr int kItemQueries = 48;   // most queries whose state is held at once,
+constexpr int kItemFloats = 8192;  // and floats of their accumulators: kMaxItemHeads of 512
+constexpr float kLowest = -1e30f;  // the maximum over no keys: -inf would make NaN of a difference
+
+// Queries of one KV head that are computed together: their state in the current range.
+struct Queries {
+  int count;
+  int heads;   // of each token
+  int words;   // of one query as the products want it
+  int padded;  // D rounded up to a multiple of 16
+  int low[kItemQueries], high[kItemQueries];  // keys [low, high) are seen
+  alignas(64) float peak[kItemQueries + 16];
+  alignas(64) float total[kItemQueries * 16];
+  alignas(64) float acc[kItemFloats];
+  alignas(64) uint32_t words_of[kItemFloats];  // by groups: [words][queries of the group]
 };
 
-// Score of 16 keys of one tile: q [D] against K [D/2][t][2] or [D][t].
-inline f32 score_tile(const float* q, const uint8_t* k, int d, int t, int itemsize) {
-  f32 s = zero();
-  if (itemsize == 4) {
-    const float* line = reinterpret_cast<const float*>(k);
-    for (int i = 0; i < d; ++i, line += t) s = fma(set1(q[i]), load_n(line, t), s);
-    return s;
+// Queries [first, first + N) with the keys of one block.
+template <class Pages, int N>
+__attribute__((noinline)) void attend_block(const Attention& attention, Queries& all, int first, const Keys& keys,
+                                            const Keys* ahead, int block) {
+  const int d = attention.shape.head_dim;
+  int low = all.low[first], high = all.high[first];
+  for (int n = 1; n < N; ++n) {
+    low = all.low[first + n] < low ? all.low[first + n] : low;
+    high = all.high[first + n] > high ? all.high[first + n] : high;
   }
-  for (int i = 0; i < d; i += 2, k += 4 * t) {
-    i32 line = load_line_n(k, t);
-    s = fma(set1(q[i]), bf16_low(line), s);
-    s = fma(set1(q[i + 1]), bf16_high(line), s);
+  low = low > block ? low - block : 0;
+  high = high - block < kKeyBlock ? high - block : kKeyBlock;
+  if (low >= high) return;
+
+  alignas(64) float scores[N * kKeyBlock];
+  const uint32_t* q = all.words_of + first * all.words;
+  const int lines = all.words / Pages::kSteps;
+  for (int tile = low / kKeyTile, last = (high + kKeyTile - 1) / kKeyTile; tile < last;) {
+    const uint8_t* const* k = keys.k + tile;
+    const uint8_t* const* next = ahead ? ahead->k + tile : nullptr;
+    float* out = scores + tile * kKeyTile;
+    if (last - tile >= kWide) {
+      score_tiles<Pages, N, kWide>(q, lines, k, next, out);
+      tile += kWide;
+    } else if (kWide > 2 && last - tile >= 2) {
+      score_tiles<Pages, N, 2>(q, lines, k, next, out);
+      tile += 2;
+    } else {
+      score_tiles<Pages, N, 1>(q, lines, k, next, out);
+      tile += 1;
+    }
   }
-  return s;
+
+  const f32 none = set1(-__builtin_inff());
+  const float limit = attention.softcap * kLog2e;
+  alignas(64) float top[16] = {}, shrink[16];
+  for (int n = 0; n < N; ++n) {
+    float* row = scores + n * kKeyBlock;
+    f32 s[kTiles];
+    for (int t = 0; t < kTiles; ++t) s[t] = load(row + t * kKeyTile);
+    if (limit != 0.0f) {
+      for (int t = 0; t < kTiles; ++t) s[t] = mul(set1(limit), tanh(div(s[t], set1(limit))));
+    }
+    if (all.low[first + n] > block || all.high[first + n] < block + kKeyBlock) {
+      for (int t = 0; t < kTiles; ++t) {
+        s[t] = keep_range(s[t], block + t * kKeyTile, all.low[first + n], all.high[first + n], none);
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) store(row + t * kKeyTile, s[t]);
+    top[n] = hmax(max(max(s[0], s[1]), max(s[2], s[3])));
+  }
+  const f32 before = load(all.peak + first), peaks = max(load(top), before);
+  store(shrink, exp2<Pages::kDegree>(sub(before, peaks)));
+  store_n(all.peak + first, peaks, N);
+  alignas(64) uint32_t weights[N * kKeyBlock];
+  for (int n = 0; n < N; ++n) {
+    const f32 peak = set1(all.peak[first + n]);
+    f32 p[kTiles];
+    for (int t = 0; t < kTiles; ++t) p[t] = exp2<Pages::kDegree>(sub(load(scores + n * kKeyBlock + t * kKeyTile), peak));
+    float* total = all.total + (first + n) * 16;
+    store(total, Pages::store_weights(p, weights + n * kKeyBlock, load(total), set1(shrink[n])));
+  }
+
+  float* acc = all.acc + first * all.padded;
+  const int from = low / Pages::kPerLine, to = (high + Pages::kPerLine - 1) / Pages::kPerLine;
+  int column = 0;
+  for (; column + 16 * kWide <= d; column += 16 * kWide) {
+    mix_columns<Pages, N, kWide, false>(weights, keys, ahead, from, to, d, column, 16, acc, all.padded, shrink);
+  }
+  for (; column < d; column += 16) {
+    const int lanes = d - column < 16 ? d - column : 16;
+    mix_columns<Pages, N, 1, true>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink);
+  }
 }
 
-// acc [D] += p * V row of one key.
-inline void add_value(float* acc, float p, const LayerPages& pages, const uint8_t* v, int place, int d) {
-  const f32 weight = set1(p);
-  if (pages.itemsize == 4) {
-    const float* row = reinterpret_cast<const float*>(v) + int64_t(place) * d;
-    for (int i = 0; i < d; i += 16) {
-      int n = d - i < 16 ? d - i : 16;
-      store(acc + i, fma(weight, load_n(row + i, n), load(acc + i)));
+template <class Pages>
+inline void attend_group(const Attention& attention, Queries& all, int first, int count, const Keys& keys,
+                         const Keys* ahead, int block) {
+  switch (count) {
+    case 1: return attend_block<Pages, 1>(attention, all, first, keys, ahead, block);
+    case 2: return attend_block<Pages, 2>(attention, all, first, keys, ahead, block);
+    default: break;
+  }
+  if constexpr (Pages::kRows > 2) {
+    switch (count) {
+      case 3: return attend_block<Pages, 3>(attention, all, first, keys, ahead, block);
+      case 4: return attend_block<Pages, 4>(attention, all, first, keys, ahead, block);
+      case 5: return attend_block<Pages, 5>(attention, all, first, keys, ahead, block);
+      default: break;
+    }
+  }
+  if constexpr (Pages::kRows > 5) attend_block<Pages, 6>(attention, all, first, keys, ahead, block);
+}
+
+// Keys [block, block + 64) as far as [low, high) reaches. Pages of fewer than 16 keys are copied together.
+template <class Pages>
+inline void find_keys(const AttendArgs& args, int block, int low, int high, Keys& keys) {
+  const LayerPages& pages = *args.pages;
+  const int d = args.attention->shape.head_dim, words = Pages::words(d) / Pages::kSteps;
+  const uint8_t *k = nullptr, *v = nullptr;
+  if (pages.block_size < kKeyTile) {
+    uint8_t* scratch = args.scratch;
+    gather_keys(pages, args.table, args.kv_head, d, words, Pages::kPerLine, block, low, high, scratch);
+    for (int t = 0; t < kTiles; ++t) {
+      keys.k[t] = scratch + int64_t(t) * words * 64;
+      keys.v[t] = scratch + int64_t(kTiles) * words * 64 + int64_t(t) * (kKeyTile / Pages::kPerLine) * d * 4;
     }
     return;
   }
-  const uint8_t* row = v + int64_t(place / 2) * 4 * d;
-  for (int i = 0; i < d; i += 16) {
-    int n = d - i < 16 ? d - i : 16;
-    i32 line = load_line_n(row + 4 * i, n);
-    f32 value = place % 2 ? bf16_high(line) : bf16_low(line);
-    store(acc + i, fma(weight, value, load(acc + i)));
+  const int shift = __builtin_ctz(unsigned(pages.block_size));
+  for (int t = kTiles - 1; t >= 0; --t) {
+    const int key = block + t * kKeyTile;
+    if (key < high && key + kKeyTile > low) {
+      const int32_t id = args.table[key >> shift];
+      const int64_t tile = (key & (pages.block_size - 1)) / kKeyTile;
+      k = pages.k(id, args.kv_head) + tile * words * 64;
+      v = pages.v(id, args.kv_head) + tile * (kKeyTile / Pages::kPerLine) * d * 4;
+    }
+    keys.k[t] = k;
+    keys.v[t] = v;
+  }
+  for (int t = 1; t < kTiles; ++t) {
+    if (!keys.k[t]) keys.k[t] = keys.k[t - 1], keys.v[t] = keys.v[t - 1];
   }
 }
 
-// One query over keys [low, high) of one range; acc [D], padded to 16.
-inline Softmax attend_range(const AttendArgs& args, const float* q, int low, int high, float* acc) {
-  const LayerPages& pages = *args.pages;
-  const int d = args.attention->shape.head_dim;
-  const int t = pages.block_size < kKeyTile ? pages.block_size : kKeyTile;
-  const f32 none = set1(-__builtin_inff());
-  Softmax state{none, zero()};
-  for (int i = 0; i < d; i += 16) store(acc + i, zero());
-  for (int block = low / kKeyBlock * kKeyBlock; block < high; block += kKeyBlock) {
-    const int tiles = kKeyBlock / t;
-    alignas(64) float scores[kKeyBlock];
-    for (int i = 0; i < kKeyBlock; i += 16) store(scores + i, none);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int key = block + tile * t;
-      if (key + t <= low || key >= high) continue;
-      const uint8_t* k = pages.k(args.table[key / pages.block_size], args.kv_head) +
-                         int64_t(key % pages.block_size / t) * t * d * pages.itemsize;
-      f32 s = score_tile(q, k, d, t, pages.itemsize);
-      if (args.attention->softcap != 0.0f) {
-        const f32 cap = set1(args.attention->softcap);
-        s = mul(cap, tanh(div(s, cap)));
-      }
-      store_n(scores + tile * t, keep_range(s, key, low, high, none), t);
-    }
-    f32 s0 = load(scores), s1 = load(scores + 16), s2 = load(scores + 32), s3 = load(scores + 48);
-    f32 peak = max(state.peak, set1(hmax(max(max(s0, s1), max(s2, s3)))));
-    f32 shrink = exp(sub(state.peak, peak));
-    s0 = exp(sub(s0, peak)), s1 = exp(sub(s1, peak)), s2 = exp(sub(s2, peak)), s3 = exp(sub(s3, peak));
-    store(scores, s0), store(scores + 16, s1), store(scores + 32, s2), store(scores + 48, s3);
-    state.total = fma(state.total, shrink, add(add(s0, s1), add(s2, s3)));
-    state.peak = peak;
-    for (int i = 0; i < d; i += 16) store(acc + i, mul(load(acc + i), shrink));
-    const int first = low > block ? low - block : 0, last = high - block < kKeyBlock ? high - block : kKeyBlock;
-    for (int i = first; i < last; ++i) {
-      const int key = block + i;
-      add_value(acc, scores[i], pages, pages.v(args.table[key / pages.block_size], args.kv_head),
-                key % pages.block_size, d);
-    }
-  }
-  return state;
-}
-
-// Adds a partial (values, peak, sum) to a merged one; `merged` starts with peak -inf.
+// Adds a partial (values, maximum, sum) to a merged one.
 inline void merge_partial(float* merged, const float* partial, int d) {
   const float peak = merged[d] > partial[d] ? merged[d] : partial[d];
   alignas(64) float scales[16] = {merged[d] - peak, partial[d] - peak};
-  store(scales, exp(load(scales)));
+  store(scales, exp2<5>(load(scales)));
   const f32 a = set1(scales[0]), b = set1(scales[1]);
   for (int i = 0; i < d; i += 16) {
     int n = d - i < 16 ? d - i : 16;
@@ -102,67 +163,134 @@ inline void merge_partial(float* merged, const float* partial, int d) {
   merged[d] = peak;
 }
 
-inline void finish(const Attention& attention, const float* merged, int head, float* out) {
+inline void finish(const Attention& attention, const float* values, float peak, float total, int head, float* out) {
   const int d = attention.shape.head_dim;
-  float peak = merged[d], total = merged[d + 1], shrink = 1.0f;
+  float shrink = 1.0f;
   if (attention.sinks) {
-    float top = peak > attention.sinks[head] ? peak : attention.sinks[head];
-    alignas(64) float scales[16] = {peak - top, attention.sinks[head] - top};
-    store(scales, exp(load(scales)));
+    const float sink = attention.sinks[head] * kLog2e, top = peak > sink ? peak : sink;
+    alignas(64) float scales[16] = {peak - top, sink - top};
+    store(scales, exp2<5>(load(scales)));
     shrink = scales[0];
     total = total * shrink + scales[1];
   }
   const f32 factor = set1(shrink / total);
   for (int i = 0; i < d; i += 16) {
     int n = d - i < 16 ? d - i : 16;
-    store_n(out + i, mul(load_n(merged + i, n), factor), n);
+    store_n(out + i, mul(load_n(values + i, n), factor), n);
+  }
+}
+
+// The mixed values of heads [first, first + heads) of one token as int8, if that is wanted.
+inline void quantize_heads(const Attention& attention, const float* out, int first, int heads,
+                           const Activations& quantized) {
+  if (!quantized.q) return;
+  const int d = attention.shape.head_dim, last = (first + heads) * d;
+  for (int i = first * d; i < last; i += kGroup) {
+    quantize_group(load(out + i), load(out + i + 16), quantized, i / kGroup);
+  }
+  if (first + heads == attention.shape.heads) quantize_tail(last, quantized);
+}
+
+// Tokens [token, token + tokens): at most kItemQueries queries.
+template <class Pages>
+inline void attend_queries(const AttendArgs& args, int token, int tokens) {
+  const Attention& attention = *args.attention;
+  const int head = args.first_head, heads = args.heads_each;
+  const int d = attention.shape.head_dim, count = tokens * heads;
+  const int groups = (count + Pages::kRows - 1) / Pages::kRows;
+  Queries all;
+  all.count = count, all.heads = heads, all.words = Pages::words(d), all.padded = (d + 15) / 16 * 16;
+  for (int g = 0; g < groups; ++g) {
+    const int first = count * g / groups, rows = count * (g + 1) / groups - first;
+    for (int i = 0; i < rows; ++i) {
+      const int t = token + (first + i) / heads, h = head + (first + i) % heads;
+      const int end = args.position + t + 1;
+      all.low[first + i] = attention.window && end > attention.window ? end - attention.window : 0;
+      all.high[first + i] = end;
+      Pages::load_query(args.q + t * args.q_stride + int64_t(h) * d, d, rows, all.words_of + first * all.words + i);
+    }
+  }
+  const int oldest = all.low[0], end = all.high[count - 1];
+  const int range_first = args.partial ? args.range : oldest / kKeyRange;
+  const int range_last = args.partial ? args.range + 1 : (end + kKeyRange - 1) / kKeyRange;
+  const bool several = range_last - range_first > 1;
+  alignas(64) float merged[kItemFloats + 2 * kItemQueries];
+  for (int range = range_first; range < range_last; ++range) {
+    const int low = range * kKeyRange > oldest ? range * kKeyRange : oldest;
+    const int high = (range + 1) * kKeyRange < end ? (range + 1) * kKeyRange : end;
+    for (int i = 0; i < count; ++i) all.peak[i] = kLowest;
+    for (int i = 0; i < count; ++i) store(all.total + 16 * i, zero());
+    for (int i = 0; i < count * all.padded; i += 16) store(all.acc + i, zero());
+    Keys keys[2];
+    int block = low / kKeyBlock * kKeyBlock, turn = 0;
+    find_keys<Pages>(args, block, low, high, keys[0]);
+    for (; block < high; block += kKeyBlock, turn ^= 1) {
+      const bool more = block + kKeyBlock < high && args.pages->block_size >= kKeyTile;
+      if (more) find_keys<Pages>(args, block + kKeyBlock, low, high, keys[turn ^ 1]);
+      for (int g = 0; g < groups; ++g) {
+        const int first = count * g / groups, rows = count * (g + 1) / groups - first;
+        const Keys* ahead = more && g == 0 ? &keys[turn ^ 1] : nullptr;
+        attend_group<Pages>(attention, all, first, rows, keys[turn], ahead, block);
+      }
+      if (!more && block + kKeyBlock < high) find_keys<Pages>(args, block + kKeyBlock, low, high, keys[turn ^ 1]);
+    }
+    if (!several && !args.partial) break;
+    for (int i = 0; i < count; ++i) {
+      alignas(64) float closed[kMaxHeadDim + 2];
+      float* partial = args.partial    ? args.partial + int64_t(i) * partial_floats(d)
+                       : range == range_first ? merged + i * partial_floats(d)
+                                              : closed;
+      __builtin_memcpy(partial, all.acc + i * all.padded, d * sizeof(float));
+      partial[d] = all.peak[i];
+      partial[d + 1] = hsum(load(all.total + 16 * i));
+      if (partial == closed) merge_partial(merged + i * partial_floats(d), closed, d);
+    }
+  }
+  if (args.partial) return;
+  for (int i = 0; i < count; ++i) {
+    const int t = token + i / heads, h = head + i % heads;
+    float* out = args.out + t * args.out_stride;
+    const float* values = several ? merged + i * partial_floats(d) : all.acc + i * all.padded;
+    const float peak = several ? values[d] : all.peak[i];
+    const float total = several ? values[d + 1] : hsum(load(all.total + 16 * i));
+    finish(attention, values, peak, total, h, out + int64_t(h) * d);
+    if (i % heads == heads - 1) quantize_heads(attention, out, head, heads, args.quantized.row(t));
+  }
+}
+
+template <class Pages>
+inline void attend_pages(const AttendArgs& args) {
+  const int padded = (args.attention->shape.head_dim + 15) / 16 * 16;
+  const int most = kItemFloats / padded < kItemQueries ? kItemFloats / padded : kItemQueries;
+  const int each = most / args.heads_each;
+  for (int token = 0; token < args.tokens; token += each) {
+    attend_queries<Pages>(args, token, args.tokens - token < each ? args.tokens - token : each);
   }
 }
 
 inline void attend(const AttendArgs& args) {
-  const Attention& attention = *args.attention;
-  const int d = attention.shape.head_dim;
-  alignas(64) float partial[kMaxHeadDim + 16], merged[kMaxHeadDim + 16];
-  for (int token = 0; token < args.tokens; ++token) {
-    const int position = args.position + token, end = position + 1;
-    const int oldest = attention.window && end > attention.window ? end - attention.window : 0;
-    for (int i = 0; i < args.heads_each; ++i) {
-      const int head = args.first_head + i;
-      const float* q = args.q + token * args.q_stride + int64_t(head) * d;
-      for (int j = 0; j < d; ++j) merged[j] = 0.0f;
-      merged[d] = -__builtin_inff();
-      merged[d + 1] = 0.0f;
-      const int first = args.partial ? args.range : oldest / kKeyRange;
-      const int last = args.partial ? args.range + 1 : (end + kKeyRange - 1) / kKeyRange;
-      for (int range = first; range < last; ++range) {
-        const int low = range * kKeyRange > oldest ? range * kKeyRange : oldest;
-        const int high = (range + 1) * kKeyRange < end ? (range + 1) * kKeyRange : end;
-        float* target = args.partial ? args.partial + int64_t(i) * (d + 2) : partial;
-        alignas(64) float acc[kMaxHeadDim];
-        Softmax state = attend_range(args, q, low, high, acc);
-        __builtin_memcpy(target, acc, d * sizeof(float));
-        alignas(64) float peak[16];
-        store(peak, state.peak);
-        target[d] = peak[0];
-        target[d + 1] = hsum(state.total);
-        if (!args.partial) merge_partial(merged, partial, d);
-      }
-      if (!args.partial) finish(attention, merged, head, args.out + token * args.out_stride + int64_t(head) * d);
-    }
+  switch (args.pages->kind) {
+    case KvKind::F32: return attend_pages<Float32Pages>(args);
+    case KvKind::Bf16:
+#if defined(__AVX512BF16__)
+      return attend_pages<Bf16Dots>(args);
+#else
+      return attend_pages<Bf16Pages>(args);
+#endif
+    case KvKind::I8: return;
   }
 }
 
 inline void merge(const Attention& attention, const float* partials, int ranges, int first_head, int heads,
-                  float* out) {
-  const int d = attention.shape.head_dim;
+                  float* out, const Activations& quantized) {
+  const int d = attention.shape.head_dim, floats = partial_floats(d);
   alignas(64) float merged[kMaxHeadDim + 16];
   for (int i = 0; i < heads; ++i) {
-    for (int j = 0; j < d; ++j) merged[j] = 0.0f;
-    merged[d] = -__builtin_inff();
-    merged[d + 1] = 0.0f;
-    for (int range = 0; range < ranges; ++range) {
-      merge_partial(merged, partials + (int64_t(range) * heads + i) * (d + 2), d);
+    __builtin_memcpy(merged, partials + int64_t(i) * floats, floats * sizeof(float));
+    for (int range = 1; range < ranges; ++range) {
+      merge_partial(merged, partials + (int64_t(range) * heads + i) * floats, d);
     }
-    finish(attention, merged, first_head + i, out + int64_t(first_head + i) * d);
+    finish(attention, merged, merged[d], merged[d + 1], first_head + i, out + int64_t(first_head + i) * d);
   }
+  quantize_heads(attention, out, first_head, heads, quantized);
 }

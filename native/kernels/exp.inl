@@ -43,3 +43,27 @@ inline f32 gate(f32 g, f32 up, const Activation& activation) {
   }
   return g;
 }
+
+constexpr float kLog2e = 1.44269504f;
+
+// 2^t for t <= 0, as attention wants it: 2^0 is 1 exactly, below 2^-126 it is 0, NaN stays NaN. Relative error
+// 1.4e-7 with Degree 5, 3e-6 with Degree 4 (a minimax fit on [0, 1] with the constant term fixed at 1).
+template <int Degree>
+inline f32 exp2(f32 t) {
+  static_assert(Degree == 4 || Degree == 5);
+  const f32 r = fraction(t);
+  f32 p;
+  if constexpr (Degree == 5) {
+    p = set1(1.867130213e-3f);
+    p = fma(p, r, set1(9.017030019e-3f));
+    p = fma(p, r, set1(5.579991332e-2f));
+    p = fma(p, r, set1(2.401644501e-1f));
+    p = fma(p, r, set1(6.931513118e-1f));
+  } else {
+    p = set1(1.342668553e-2f);
+    p = fma(p, r, set1(5.22424722e-2f));
+    p = fma(p, r, set1(2.412802057e-1f));
+    p = fma(p, r, set1(6.930448448e-1f));
+  }
+  return scale_exp2(fma(p, r, set1(1.0f)), t);
+}

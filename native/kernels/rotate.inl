@@ -1,10 +1,12 @@
 // QK-norm, rotary positions (arXiv:2104.09864) and the write of K and V to their page.
 
-inline uint16_t to_bf16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  if ((bits & 0x7FFFFFFF) > 0x7F800000) return uint16_t((bits >> 16) | 64);  // NaN stays NaN
-  return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+inline void round_to_bf16(const float* x, int n, uint16_t* out) {
+  for (int i = 0; i < n; i += 16) {
+    const int count = n - i < 16 ? n - i : 16;
+    alignas(64) float bits[16];
+    store(bits, as_float(bf16_bits(load_n(x + i, count))));
+    for (int j = 0; j < count; ++j) __builtin_memcpy(out + i + j, bits + j, 2);
+  }
 }
 
 // One head of D dimensions at `x`, in place.
@@ -33,19 +35,20 @@ inline void turn(float* x, const Rotation& rotation, const float* gain, const fl
   }
 }
 
+// Lines of K: 4 bytes of every key of a tile, `per_line` dimensions.
 inline void write_k(const RotateArgs& args, int head, const float* k) {
   const LayerPages& pages = *args.pages;
   const int d = args.rotation->shape.head_dim;
   const int t = pages.block_size < kKeyTile ? pages.block_size : kKeyTile;
-  uint8_t* page = pages.k(args.block, head) + int64_t(args.place / t) * t * d * pages.itemsize;
-  const int key = args.place % t;
-  if (pages.itemsize == 4) {
-    float* out = reinterpret_cast<float*>(page);
-    for (int i = 0; i < d; ++i) out[i * t + key] = k[i];
-  } else {
-    uint16_t* out = reinterpret_cast<uint16_t*>(page);
-    for (int i = 0; i < d; ++i) out[((i / 2) * t + key) * 2 + i % 2] = to_bf16(k[i]);
+  uint8_t* page = pages.k(args.block, head) + int64_t(args.place / t) * t * d * int(pages.kind);
+  uint32_t* out = reinterpret_cast<uint32_t*>(page) + args.place % t;
+  if (pages.kind == KvKind::F32) {
+    for (int i = 0; i < d; ++i) __builtin_memcpy(out + i * t, k + i, 4);
+    return;
   }
+  alignas(64) uint16_t rounded[kMaxHeadDim + 16];
+  round_to_bf16(k, d, rounded);
+  for (int i = 0; i < d / 2; ++i) __builtin_memcpy(out + i * t, rounded + 2 * i, 4);
 }
 
 // The pair partner of a key that is not yet written is cleared: a product with probability 0 must be 0,
@@ -54,25 +57,23 @@ inline void write_v(const RotateArgs& args, int head, const float* v) {
   const LayerPages& pages = *args.pages;
   const int d = args.rotation->shape.head_dim;
   uint8_t* page = pages.v(args.block, head);
-  if (pages.itemsize == 4) {
-    float* out = reinterpret_cast<float*>(page) + int64_t(args.place) * d;
-    for (int i = 0; i < d; ++i) out[i] = v[i];
-  } else {
-    uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(args.place / 2) * 2 * d;
-    if (args.place % 2) {
-      for (int i = 0; i < d; ++i) out[2 * i + 1] = to_bf16(v[i]);
-    } else {
-      for (int i = 0; i < d; ++i) {
-        out[2 * i] = to_bf16(v[i]);
-        out[2 * i + 1] = 0;
-      }
-    }
+  if (pages.kind == KvKind::F32) {
+    __builtin_memcpy(reinterpret_cast<float*>(page) + int64_t(args.place) * d, v, d * sizeof(float));
+    return;
+  }
+  uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(args.place / 2) * 2 * d;
+  if (pages.block_size == 1) return round_to_bf16(v, d, out);
+  for (int i = 0; i < d; i += 16, out += 32) {
+    const int n = d - i < 16 ? d - i : 16;
+    const i32 rounded = bf16_bits(load_n(v + i, n));
+    store_line_n(out, args.place % 2 ? join_bits(keep_bits(load_line_n(out, n), 0xFFFF), shift_left<16>(rounded)) : rounded, n);
   }
 }
 
 inline void rotate(const RotateArgs& args) {
   const Rotation& rotation = *args.rotation;
   const int d = rotation.shape.head_dim, heads = rotation.shape.heads, kv_heads = rotation.shape.kv_heads;
+  const f32 scale = set1(rotation.scale * kLog2e);
   alignas(64) float k[kMaxHeadDim];
   for (int head = args.first_head; head < args.last_head; ++head) {
     const float* x = args.qkv + int64_t(head) * d;
@@ -80,7 +81,10 @@ inline void rotate(const RotateArgs& args) {
       float* q = args.q + int64_t(head) * d;
       __builtin_memcpy(q, x, d * sizeof(float));
       turn(q, rotation, rotation.q_gain, args.cos, args.sin);
-      for (int i = 0; i < d; ++i) q[i] *= rotation.scale;
+      for (int i = 0; i < d; i += 16) {
+        const int n = d - i < 16 ? d - i : 16;
+        store_n(q + i, mul(load_n(q + i, n), scale), n);
+      }
     } else if (head < heads + kv_heads) {
       __builtin_memcpy(k, x, d * sizeof(float));
       turn(k, rotation, rotation.k_gain, args.cos, args.sin);

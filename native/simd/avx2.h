@@ -258,4 +258,37 @@ inline f32 round_even(f32 x) {
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
 }
 
+// t - floor(t), rounded once; of an infinity anything.
+inline f32 fraction(f32 t) {
+  const __m256 low = _mm256_set1_ps(-127.0f);
+  auto half = [&](__m256 x) {
+    x = _mm256_max_ps(low, x);
+    return _mm256_sub_ps(x, _mm256_floor_ps(x));
+  };
+  return {half(t.a), half(t.b)};
+}
+
+// p * 2^floor(t) for p in [1, 2] and t <= 0: 0 where t < -126, NaN where t or p is.
+inline f32 scale_exp2(f32 p, f32 t) {
+  const f32 low = set1(-126.0f), floor = max(low, {_mm256_floor_ps(t.a), _mm256_floor_ps(t.b)});
+  return select_less(t, low, zero(), mul(p, exp2_int(floor)));
+}
+
+// The nearest bfloat16 (ties to even, NaN stays NaN) in the low half of each lane, 0 in the high one.
+inline i32 bf16_bits(f32 x) {
+  const i32 bits = as_int(x), odd = iand(shift_right<16>(bits), iset1(1));
+  const i32 nearest = shift_right<16>(iadd(iadd(bits, iset1(0x7FFF)), odd)), top = shift_right<16>(bits);
+  auto half = [](__m256 v, __m256i plain, __m256i cut) {
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(plain, _mm256_or_si256(cut, _mm256_set1_epi32(64)), nan);
+  };
+  return {half(x.a, nearest.a, top.a), half(x.b, nearest.b, top.b)};
+}
+
+inline void store_line_n(void* p, i32 x, int n) {
+  int* line = static_cast<int*>(p);
+  _mm256_maskstore_epi32(line, mask_of(n), x.a);
+  _mm256_maskstore_epi32(line + 8, mask_of(n - 8), x.b);
+}
+
 }  // namespace penstock::PENSTOCK_ISA

@@ -149,4 +149,31 @@ inline f32 exp2_int(f32 n) {
 }
 inline f32 round_even(f32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
+// t - floor(t), rounded once; of an infinity anything finite.
+inline f32 fraction(f32 t) { return _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+// p * 2^floor(t) for p in [1, 2] and t <= 0: 0 where t < -126, NaN where t or p is.
+inline f32 scale_exp2(f32 p, f32 t) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(t, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, t);
+}
+
+// The nearest bfloat16 (ties to even, NaN stays NaN) in the low half of each lane, 0 in the high one.
+inline i32 bf16_bits(f32 a) {
+  const i32 bits = _mm512_castps_si512(a);
+  const i32 odd = _mm512_and_si512(shift_right<16>(bits), _mm512_set1_epi32(1));
+  const i32 nearest = shift_right<16>(iadd(iadd(bits, _mm512_set1_epi32(0x7FFF)), odd));
+  const i32 quiet = _mm512_or_si512(shift_right<16>(bits), _mm512_set1_epi32(64));
+  return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), nearest, quiet);
+}
+
+inline void store_line_n(void* p, i32 a, int n) { _mm512_mask_storeu_epi32(p, __mmask16((1u << n) - 1), a); }
+
+#if defined(__AVX512BF16__)
+// Per lane: acc + a's high half * b's + a's low half * b's, of bfloat16. Rounded twice, denormals are 0.
+inline f32 dot_pairs(f32 acc, i32 a, i32 b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+
+// 32 floats as bfloat16, in order: lane i holds values 2i (low half) and 2i + 1.
+inline i32 bf16_pairs(f32 first, f32 second) { return (i32)_mm512_cvtne2ps_pbh(second, first); }
+#endif
+
 }  // namespace penstock::PENSTOCK_ISA

@@ -346,4 +346,34 @@ inline f32 round_even(f32 a) {
   });
 }
 
+// t - floor(t), rounded once; of an infinity anything.
+inline float4 floor_part(float4 a) {
+  const float4 rounded = (a + kMagic) - kMagic;
+  return rounded - (rounded > a ? all(1.0f) : all(0.0f));
+}
+inline f32 fraction(f32 t) {
+  return floats([&](int i) {
+    const float4 x = max_part(all(-127.0f), t.part[i]);
+    return x - floor_part(x);
+  });
+}
+
+// p * 2^floor(t) for p in [1, 2] and t <= 0: 0 where t < -126, NaN where t or p is.
+inline f32 scale_exp2(f32 p, f32 t) {
+  const f32 low = set1(-126.0f);
+  const f32 floor = floats([&](int i) { return floor_part(max_part(all(-126.0f), t.part[i])); });
+  return select_less(t, low, zero(), mul(p, exp2_int(floor)));
+}
+
+// The nearest bfloat16 (ties to even, NaN stays NaN) in the low half of each lane, 0 in the high one.
+inline i32 bf16_bits(f32 a) {
+  return ints([&](int i) {
+    const uint4 bits = uint4(a.part[i]), top = bits >> 16;
+    const uint4 nearest = (bits + 0x7FFF + (top & 1)) >> 16;
+    return uint4(a.part[i] == a.part[i] ? int4(nearest) : int4(top | 64));
+  });
+}
+
+inline void store_line_n(void* p, i32 a, int n) { __builtin_memcpy(p, &a, n * 4); }
+
 }  // namespace penstock::PENSTOCK_ISA
