@@ -25,7 +25,7 @@ template <typename T, int Dims>
 using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// q int8 [rows, 64 * pairs], scale, sum float32, start and half int32 [rows, 2 * pairs]
+// q int8 [rows, 64 * pairs], scale, sum float32 and start int32 [rows, 2 * pairs], half int32 [rows, 4 * pairs]
 using Quantized = std::tuple<Out<int8_t, 2>, Out<float, 2>, Out<float, 2>, Out<int32_t, 2>, Out<int32_t, 2>>;
 
 void require(bool condition, const char* message) {
@@ -45,7 +45,7 @@ Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quan
     auto fits = [&](const auto& array, size_t width) {
       return int(array.shape(0)) == rows && array.shape(1) == width;
     };
-    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups) && fits(half, groups),
+    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups) && fits(half, 2 * groups),
             "quantized rows of another shape");
     a.q = q.data(), a.scale = scale.data(), a.sum = sum.data(), a.start = start.data();
     a.half = half.data();
@@ -144,6 +144,7 @@ class Kernels {
     args.input = view(f, quantized, rows, weight.k);
     args.rows = rows;
     args.last = weight.panels;
+    args.prefetch = rows <= 32;
     args.bias = bias ? bias->data() : nullptr;
     args.scale = 1.0f;
     return args;

@@ -103,7 +103,7 @@ void Executor::layout(int tokens) {
       a.scale = reinterpret_cast<float*>(take(4 * a.s_stride * count));
       a.sum = reinterpret_cast<float*>(take(4 * a.s_stride * count));
       a.start = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
-      if (halves_[b]) a.half = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
+      if (halves_[b]) a.half = reinterpret_cast<int32_t*>(take(8 * a.s_stride * count));
     }
     return a;
   };

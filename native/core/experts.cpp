@@ -18,7 +18,7 @@ void copy_row(const Activations& from, const Activations& to, int width) {
     std::memcpy(to.scale, from.scale, sizeof(float) * to.s_stride);
     std::memcpy(to.sum, from.sum, sizeof(float) * to.s_stride);
     std::memcpy(to.start, from.start, sizeof(int32_t) * to.s_stride);
-    if (to.half) std::memcpy(to.half, from.half, sizeof(int32_t) * to.s_stride);
+    if (to.half) std::memcpy(to.half, from.half, 2 * sizeof(int32_t) * to.s_stride);
   }
 }
 

@@ -115,7 +115,8 @@ struct Activations {
   float* scale = nullptr;
   float* sum = nullptr;
   int32_t* start = nullptr;
-  int32_t* half = nullptr;  // sum of the group's first 16 q: of a buffer that a Q6 weight reads
+  // kMagicBits - 32 * sum(q) of both halves of the group, 2 * s_stride a row: only where a Q6 weight reads.
+  int32_t* half = nullptr;
   int64_t s_stride = 0;
 
   Activations row(int64_t index) const {
@@ -126,7 +127,7 @@ struct Activations {
       a.scale += index * s_stride;
       a.sum += index * s_stride;
       a.start += index * s_stride;
-      if (half) a.half += index * s_stride;
+      if (half) a.half += 2 * index * s_stride;
     }
     return a;
   }

@@ -175,14 +175,10 @@ inline __attribute__((always_inline)) void q6_group(const Activations& a, const 
                                                     int g, f32 d, bool ahead, f32 (&acc)[M]) {
   i32 dot[M];
   const f32 middle = set1(128.0f);
-  for (int r = 0; r < M; ++r) dot[r] = iset1(kMagicBits - 32 * a.half[r * a.s_stride + g]);
+  for (int r = 0; r < M; ++r) dot[r] = iset1(a.half[2 * (r * a.s_stride + g)]);
   add_dots<M, Bits6, Odd, 0, 4>(a, pair, g, ahead, dot);
   add_scaled<M>(a, g, dot, mul(d, sub(load_u8(codes), middle)), acc);
-  for (int r = 0; r < M; ++r) {
-    const int64_t at = r * a.s_stride + g;
-    const int32_t sum = (kMagicBits - a.start[at]) / 128;
-    dot[r] = iset1(kMagicBits - 32 * (sum - a.half[at]));
-  }
+  for (int r = 0; r < M; ++r) dot[r] = iset1(a.half[2 * (r * a.s_stride + g) + 1]);
   add_dots<M, Bits6, Odd, 4, 8>(a, pair, g, ahead, dot);
   add_scaled<M>(a, g, dot, mul(d, sub(load_u8(codes + 16), middle)), acc);
 }

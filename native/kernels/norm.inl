@@ -13,7 +13,11 @@ inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_
   out.scale[g] = scale;
   out.sum[g] = scale * float(sum);
   out.start[g] = kMagicBits - 128 * sum;
-  if (out.half) out.half[g] = hsum(qa);
+  if (out.half) {
+    const int32_t first = hsum(qa);
+    out.half[2 * g] = kMagicBits - 32 * first;
+    out.half[2 * g + 1] = kMagicBits - 32 * (sum - first);
+  }
 }
 
 inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {

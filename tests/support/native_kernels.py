@@ -136,7 +136,7 @@ def quantized_rows(rows: int, n: int) -> Quantized:
         np.full((rows, groups), 99, np.float32),
         np.full((rows, groups), 99, np.float32),
         np.full((rows, groups), 99, np.int32),
-        np.full((rows, groups), 99, np.int32),
+        np.full((rows, 2 * groups), 99, np.int32),
     )
 
 
@@ -159,7 +159,7 @@ def reference_quantize(x: np.ndarray) -> Quantized:
     q = np.rint(padded * inverse[..., None]).astype(np.int8)
     total = q.sum(axis=2, dtype=np.int32)
     start = (0x4B400000 - 128 * total.astype(np.int64)).astype(np.int32)
-    half = q[..., :16].sum(axis=2, dtype=np.int32)
+    half = 0x4B400000 - 32 * q.reshape(rows, 2 * groups, 16).sum(axis=2, dtype=np.int32)
     return q.reshape(rows, groups * 32), scale, scale * total.astype(np.float32), start, half
 
 
