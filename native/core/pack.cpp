@@ -81,13 +81,15 @@ void pack_floats(const float* rows, int count, int first, const Weight& weight, 
   for (int i = 0; i < count; ++i, rows += weight.k) {
     const Place place = place_of(first + i, weight.n, weight.gated);
     uint8_t* panel = out + place.panel * weight.panel_stride;
-    for (int j = 0; j < weight.k; ++j) {
-      if (weight.format == Format::F32) {
-        std::memcpy(panel + (int64_t(j) * kPanel + place.lane) * 4, rows + j, 4);
-      } else {
-        const uint16_t half = to_bf16(rows[j]);
-        std::memcpy(panel + (int64_t(j / 2) * kPanel + place.lane) * 4 + (j % 2) * 2, &half, 2);
-      }
+    uint8_t* lane = panel + place.lane * 4;
+    if (weight.format == Format::F32) {
+      for (int j = 0; j < weight.k; ++j, lane += kPanel * 4) std::memcpy(lane, rows + j, 4);
+      continue;
+    }
+    for (int j = 0; j < weight.k; j += 2, lane += kPanel * 4) {
+      const uint32_t first = to_bf16(rows[j]), second = j + 1 < weight.k ? to_bf16(rows[j + 1]) : 0;
+      const uint32_t pair = first | second << 16;
+      std::memcpy(lane, &pair, 4);
     }
   }
 }

@@ -25,9 +25,12 @@ uint16_t to_half(float x) {
   return uint16_t(sign | ((magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
 }
 
+// Of a finite half: the exponent is moved by a product with 2^112, which also makes subnormals normal.
 float half_value(uint16_t half) {
-  const float magnitude = float(half & 1023), exponent = float((half >> 10) & 31);
-  const float x = exponent == 0 ? magnitude * 0x1p-24f : std::ldexp(1024 + magnitude, int(exponent) - 25);
+  const uint32_t magnitude = uint32_t(half & 0x7FFF) << 13;
+  float x;
+  std::memcpy(&x, &magnitude, 4);
+  x *= 0x1p112f;
   return half & 0x8000 ? -x : x;
 }
 
@@ -89,16 +92,28 @@ float round_row(const float* row, int k, uint8_t* integers) {
 
 // One group of up to 32 to nibbles; its scale and minimum as halves.
 void round_group(const float* x, int count, uint8_t* integers, uint16_t* scale, uint16_t* minimum) {
-  float low = x[0], high = x[0], zero = 0;
-  for (int i = 0; i < count; ++i) {
-    low = std::min(low, x[i]), high = std::max(high, x[i]);
-    zero += 0.0f * x[i];  // NaN if any is infinite or not a number
+  // Four of each, so that they are vectors; `zero` is NaN if any weight is infinite or not a number.
+  float low[4], high[4], zero[4] = {};
+  for (int j = 0; j < 4; ++j) low[j] = high[j] = x[0];
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int j = 0; j < 4; ++j) {
+      low[j] = x[i + j] < low[j] ? x[i + j] : low[j];
+      high[j] = x[i + j] > high[j] ? x[i + j] : high[j];
+      zero[j] += 0.0f * x[i + j];
+    }
   }
-  *minimum = to_half(low + zero);
+  for (; i < count; ++i) {
+    low[0] = std::min(low[0], x[i]), high[0] = std::max(high[0], x[i]);
+    zero[0] += 0.0f * x[i];
+  }
+  const float least = std::min(std::min(low[0], low[1]), std::min(low[2], low[3]));
+  const float most = std::max(std::max(high[0], high[1]), std::max(high[2], high[3]));
+  *minimum = to_half(least + (zero[0] + zero[1]) + (zero[2] + zero[3]));
   const float start = half_value(*minimum);
-  *scale = to_half((high - start) / 15.0f);
+  *scale = to_half((most - start) / 15.0f);
   const float step = half_value(*scale), inverse = step > 0 ? 1.0f / step : 0.0f;
-  for (int i = 0; i < count; ++i) {
+  for (i = 0; i < count; ++i) {
     integers[i] = uint8_t(rounded(std::min(std::max((x[i] - start) * inverse, 0.0f), 15.0f)));
   }
 }
