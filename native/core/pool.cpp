@@ -56,7 +56,9 @@ ThreadPool::~ThreadPool() {
   for (auto& thread : threads_) thread.join();
 }
 
-void ThreadPool::run(TeamFn fn, void* arg) {
+void ThreadPool::run(int phases, TeamFn fn, void* arg) {
+  std::lock_guard turn(turn_);
+  team_.prepare(phases);
   fn_ = fn;
   arg_ = arg;
   running_.store(team_.size() - 1, std::memory_order_relaxed);

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -56,8 +57,9 @@ class ThreadPool {
   int size() const { return team_.size(); }
   Team& team() { return team_; }
 
-  // fn(arg, team, i) on every thread, the caller being thread 0. Returns when all have returned.
-  void run(TeamFn fn, void* arg);
+  // fn(arg, team, i) on every thread, the caller being thread 0, with `phases` counters at zero. Returns when
+  // all have returned. Callers take turns: two models may share the pool.
+  void run(int phases, TeamFn fn, void* arg);
 
  private:
   void work(int thread);
@@ -68,6 +70,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> started_{0};
   alignas(64) std::atomic<int32_t> running_{0};
   std::atomic<bool> stop_{false};
+  std::mutex turn_;
   std::vector<std::thread> threads_;
 };
 

@@ -467,8 +467,8 @@ void SamplerTable::each(int n, Work work) {
     Work* work;
     int n;
   } job{this, &work, n};
-  pool_->team().prepare(1);
   pool_->run(
+      1,
       [](void* arg, Team& team, int thread) {
         Job& job = *static_cast<Job*>(arg);
         for (int i = team.claim(0, 1); i < job.n; i = team.claim(0, 1)) (*job.work)(i, job.table->scratch(thread));

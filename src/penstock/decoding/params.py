@@ -32,6 +32,20 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: int = -1
     prompt_logprobs: int = -1
 
+    @property
+    def needs_host(self) -> bool:
+        """Tokens depend on more than the row's own logits, the filters and the noise: a device that
+        draws by itself leaves these rows to the sampler of the host."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.allowed_token_ids
+            or self.bad_words
+            or (self.min_tokens and self.stop_token_ids)
+        )
+
 
 class RowLogprobs(Struct, frozen=True):
     """Log-probabilities of n consecutive positions, natural log, of the model's raw distribution.

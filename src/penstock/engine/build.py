@@ -24,7 +24,6 @@ from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
 
 if TYPE_CHECKING:
-    from penstock.decoding.sampling import Sampler
     from penstock.kernels.backend import Backend
     from penstock.models.forward import Model
     from penstock.models.load import ModelInfo
@@ -189,7 +188,6 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.decoding.sampling import Sampler
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -223,7 +221,7 @@ def build_engine(
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
     )
-    runner = _runner(model, layout, num_blocks, Sampler(settings.max_running, spec.vocab_size), shape)
+    runner = _runner(model, layout, num_blocks, shape)
     core = assemble_core(shape, runner, sink, time.monotonic)
     timer.lap("engine_s")
     ready = Ready(
@@ -238,10 +236,10 @@ def build_engine(
     return core, ready
 
 
-def _runner(
-    model: Model | LoweredModel, layout: KVLayout, num_blocks: int, sampler: Sampler, shape: CoreShape
-) -> Device:
-    """The device that fits the model: one native call a step, or operation by operation."""
+def _runner(model: Model | LoweredModel, layout: KVLayout, num_blocks: int, shape: CoreShape) -> Device:
+    """The device that fits the model: native steps that draw their tokens, or operation by operation."""
+    from penstock.decoding.native import NativeSampler
+    from penstock.decoding.sampling import Sampler
     from penstock.engine.native_runner import NativeRunner
     from penstock.engine.runner import ModelRunner
     from penstock.models.lowered import LoweredModel
@@ -252,10 +250,16 @@ def _runner(
         "num_groups": len(layout.groups),
         "block_size": layout.block_size,
     }
+    vocab_size = model.spec.vocab_size
     if isinstance(model, LoweredModel):
         model.allocate_kv(layout, num_blocks)
+        executable = model.executable
+        sampler = NativeSampler(
+            shape.num_slots, vocab_size, instruction_set=executable.instruction_set, pool=executable.pool
+        )
         return NativeRunner(model, sampler, **sizes)
-    return ModelRunner(model, model.allocate_kv(layout, num_blocks), sampler, **sizes)
+    kv = model.allocate_kv(layout, num_blocks)
+    return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size), **sizes)
 
 
 def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:

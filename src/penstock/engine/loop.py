@@ -41,6 +41,11 @@ log = logging.getLogger("penstock.engine")
 
 MAX_ENDED_DEADLINES = 64  # entries of ended requests that may stand in the heap beside the open ones
 
+_BROKEN = (
+    "the model's output for this request is NaN or infinite: the weights are damaged or an operation "
+    "overflowed; check the model file, or try another backend"
+)
+
 Sink = Callable[[str, list[Delta]], None]
 Clock = Callable[[], float]
 
@@ -151,6 +156,9 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001  # whatever a device raises fails the requests of its step
             self._fail_step(plan, error)
             return
+        assert result is not None
+        if result.broken:
+            self._fail_rows(plan, result.broken)
         if self._step_log is not None:
             self._step_log(plan, result)
         now = self._clock()
@@ -288,6 +296,13 @@ class EngineCore:
             except Exception as consequence:  # noqa: BLE001  # its requests are computed again
                 log.info("step %d failed after it: %s", younger.plan.step, consequence)
             self.scheduler.take_back(younger.plan)
+
+    def _fail_rows(self, plan: StepPlan, rows: tuple[int, ...]) -> None:
+        for row in rows:
+            slot = int(plan.slots[row])
+            request = self.table.occupant[slot]
+            if request is not None and self.table.generation[slot] == plan.generations[row]:
+                self._fail(request, PenstockError(_BROKEN))
 
     def _fail_impossible(self, request: Request) -> None:
         held = self.kv.layout.blocks_for(len(request.known) + 1)

@@ -1,29 +1,101 @@
-"""NativeRunner: executes StepPlans with one native call each.
+"""NativeRunner: executes StepPlans natively, sampling and whole windows of steps included.
 
-The native call gathers the rows' tokens and blocks from the request table by itself and runs
-embedding to logits; the host only draws tokens, and only for rows that are not greedy.
+`launch` puts a plan into the native queue (native/core/launch.h). Its thread sits in native code without
+the GIL and runs one launch after the other; it comes back to Python only for those that Python *attends*:
+plans that admit requests, that draw tokens which need the host (penalties, masks), or that want
+log-probabilities of prompts.
+
+    launch(plan) ──native queue──> [ gather, forward, draw ]* ──> wait()
+                        └─ attended: tables, admissions │ gather, forward, draw │ host's rows, prompt rows
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from penstock.decoding.native import NativeSampler
 from penstock.decoding.params import RowLogprobs
-from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
-from penstock.engine.request_rows import RequestRows, TokenSampler
+from penstock.engine.request_rows import BROKEN, RequestRows, draw
 from penstock.models.lowered import LoweredModel
 
 
+class _Launched:
+    """One launch: its plan, and what Python adds to the results of one that it attends."""
+
+    __slots__ = ("broken", "by_host", "error", "held", "ks", "launch", "logprobs", "plan", "prompt_logprobs")
+
+    def __init__(self, plan: StepPlan, held: bool, by_host: np.ndarray, ks: np.ndarray | None) -> None:
+        self.plan = plan
+        self.held = held
+        self.by_host = by_host  # bool[R]: the host draws the row's token
+        self.ks = ks  # int32[R]: alternatives that each row wants; None if no row wants log-probabilities
+        self.launch: Any = None
+        self.logprobs: dict[int, RowLogprobs] = {}
+        self.prompt_logprobs: dict[int, RowLogprobs] = {}
+        self.broken: list[int] = []  # rows whose prompt's logits are
+        self.error: BaseException | None = None
+
+    def logprobs_of(self, index: int) -> dict[int, RowLogprobs]:
+        """Of the rows that asked, by row."""
+        if self.ks is None:
+            return self.logprobs
+        found = dict(self.logprobs)
+        rows, chosen, ids, values = self.launch.logprobs(index)
+        for i, row in enumerate(rows.tolist()):
+            k = int(self.ks[row])
+            found[row] = RowLogprobs(
+                chosen=chosen[i : i + 1], top_ids=ids[i : i + 1, :k], top=values[i : i + 1, :k]
+            )
+        return found
+
+
+class NativeStep:
+    """One step of a launch (`penstock.engine.plan.Pending`)."""
+
+    __slots__ = ("_index", "_launched")
+
+    def __init__(self, launched: _Launched, index: int) -> None:
+        self._launched, self._index = launched, index
+
+    def wait(self) -> StepResult | None:
+        launched, index = self._launched, self._index
+        tokens = np.empty(len(launched.plan.slots), np.int32)
+        try:
+            ran = launched.launch.wait(index, tokens)
+        except RuntimeError:
+            if launched.error is not None:
+                raise launched.error from None
+            raise
+        if ran is None:
+            return None
+        seconds, num_broken = ran
+        broken = launched.broken
+        if num_broken:
+            broken = sorted({*broken, *np.flatnonzero(tokens == BROKEN).tolist()})
+            tokens[tokens == BROKEN] = -1
+        return StepResult(
+            step=launched.plan.step + index,
+            tokens=tokens,
+            logprobs=launched.logprobs_of(index),
+            prompt_logprobs=launched.prompt_logprobs,
+            broken=tuple(broken),
+            device_s=seconds,
+        )
+
+
 class NativeRunner:
-    """A `penstock.engine.plan.Device` over a lowered model whose pool is bound."""
+    """A `penstock.engine.plan.WindowDevice` over a lowered model whose pool is bound."""
 
     def __init__(
         self,
         model: LoweredModel,
-        sampler: TokenSampler,
+        sampler: NativeSampler,
         *,
         num_slots: int,
         max_context: int,
@@ -34,36 +106,93 @@ class NativeRunner:
         self._sampler = sampler
         self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
         self._logits = np.empty((num_slots, model.spec.vocab_size), np.float32)
-        self._best = np.empty(num_slots, np.int32)
-        self._thread = DeviceThread(self.execute)
+        # As of the last launch; what the device knows of a slot follows when the launch runs.
+        self._by_host = np.zeros(num_slots, bool)
+        self._logprobs = np.full(num_slots, -1, np.int32)
+        self._queue = self._executable.step_queue(
+            sampler.table, self._requests.tokens, self._requests.tables, self._logits
+        )
+        self._attended: deque[_Launched] = deque()
+        self._last: Any = None
+        self._thread = threading.Thread(target=self._serve, name="penstock-device", daemon=True)
+        self._thread.start()
 
-    def launch(self, plan: StepPlan) -> QueuedStep:
-        return self._thread.launch(plan)
+    # ------------------------------------------------------------------ the caller's thread
+
+    def launch(self, plan: StepPlan) -> NativeStep:
+        return self.launch_window(plan)[0]
+
+    def launch_window(self, plan: StepPlan) -> list[NativeStep]:
+        for admission in plan.admissions:
+            self._by_host[admission.slot] = admission.sampling.needs_host
+            self._logprobs[admission.slot] = admission.sampling.logprobs
+        slots = plan.slots
+        by_host = self._by_host[slots]
+        held = bool(plan.prompt_logits.any() or (by_host & plan.samples).any())
+        attended = held or bool(plan.admissions)
+        ks = self._logprobs[slots]
+        launched = _Launched(plan, held, by_host, ks if (ks >= 0).any() else None)
+        writes = [(update.slot, update.group, update.first, update.blocks) for update in plan.updates]
+        if attended:
+            self._attended.append(launched)
+        launched.launch = self._last = self._queue.launch(
+            slots, plan.starts, plan.counts, plan.samples, plan.window, writes, attended, held
+        )
+        return [NativeStep(launched, index) for index in range(plan.window)]
+
+    def cut(self) -> int:
+        return int(self._last.cut())
 
     def close(self) -> None:
-        self._thread.close()
+        """Finish what was launched, then end the thread."""
+        self._queue.close()
+        self._thread.join()
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one plan on the calling thread."""
-        requests = self._requests
-        requests.enter(plan, self._sampler)
-        self._executable.step(
-            requests.tokens, requests.tables, plan.slots, plan.starts, plan.counts, plan.samples,
-            self._logits, self._best,
-        )  # fmt: skip
-        tokens = np.full(plan.num_rows, -1, np.int32)
-        logprobs: dict[int, RowLogprobs] = {}
-        rows = np.flatnonzero(plan.samples)
-        if len(rows):
-            slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
-            drawn, found = self._sampler.sample(self._logits[: len(rows)], slots, positions)
-            tokens[rows] = drawn
-            requests.tokens[slots, positions] = drawn
-            logprobs = {int(rows[i]): entry for i, entry in found.items()}
-        prompt: dict[int, RowLogprobs] = {}
-        if plan.prompt_logits.any():
-            prompt = requests.prompt_rows(plan, self._prompt_logits(plan), self._sampler)
-        return StepResult(step=plan.step, tokens=tokens, logprobs=logprobs, prompt_logprobs=prompt)
+    # ------------------------------------------------------------------ the device's thread
+
+    def _serve(self) -> None:
+        while (launch := self._queue.next()) is not None:
+            launched = self._attended.popleft()
+            try:
+                self._attend(launched, launch)
+            except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+                launched.error = error
+                launch.fail(str(error))
+
+    def _attend(self, launched: _Launched, launch: Any) -> None:
+        plan = launched.plan
+        self._queue.write(launch)  # first: younger plans count on it, whatever fails here
+        self._requests.admit(plan, self._sampler)
+        for admission in plan.admissions:
+            sampling = admission.sampling
+            self._queue.admit(
+                admission.slot,
+                sampling.needs_host,
+                sampling.logprobs,
+                admission.prompt_len + sampling.min_tokens,
+                [token for token in sampling.stop_token_ids if token < 2**31],
+            )
+        self._queue.run(launch)
+        if launched.held:
+            self._draw_for(launched, launch)
+            if plan.prompt_logits.any():
+                launched.prompt_logprobs, launched.broken = self._requests.prompt_rows(
+                    plan, self._prompt_logits(plan), self._sampler
+                )
+            launch.release()
+
+    def _draw_for(self, launched: _Launched, launch: Any) -> None:
+        """Tokens of the rows that the host draws."""
+        plan = launched.plan
+        rows = np.flatnonzero(plan.samples & launched.by_host).astype(np.int32)
+        if not len(rows):
+            return
+        slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
+        logits = self._logits[launch.head_rows()[rows]]
+        tokens, logprobs = draw(self._sampler, logits, slots, positions)
+        launch.set_tokens(rows, tokens)
+        self._requests.tokens[slots, positions] = np.maximum(tokens, 0)
+        launched.logprobs = {int(rows[i]): entry for i, entry in logprobs.items()}
 
     def _prompt_logits(self, plan: StepPlan) -> Callable[[int, int, int], np.ndarray]:
         bases = np.cumsum(plan.counts) - plan.counts - plan.starts

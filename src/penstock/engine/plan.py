@@ -6,7 +6,8 @@ and (plan, result) pairs can be logged, replayed and simulated.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -49,6 +50,10 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     samples: bool[R], the row reaches the end of its known tokens, so a token is drawn after it.
     prompt_logits: bool[R], log-probabilities of every computed prompt position are wanted.
     admissions and updates apply before the rows.
+
+    With `window` above 1 it is that many steps, numbered from `step` on, which the device runs by itself:
+    row r takes part in the first counts[r] of them, computes one token in each and draws after every
+    one. A stop token, which the device knows, ends its row's part early.
     """
 
     step: int
@@ -60,6 +65,7 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     prompt_logits: np.ndarray
     admissions: tuple[Admission, ...] = ()
     updates: tuple[TableUpdate, ...] = ()
+    window: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -71,24 +77,29 @@ class StepPlan(Struct, frozen=True, kw_only=True):
 
 
 class StepResult(Struct, frozen=True, kw_only=True):
-    """The device's answer to one plan, rows in the plan's order.
+    """The device's answer to one step, rows in the plan's order.
 
     tokens: int32[R], the drawn token, -1 where the row did not sample.
     logprobs, prompt_logprobs: row index -> RowLogprobs, only for rows that asked.
     prompt_logprobs of a row cover the plan's positions that predict a prompt token.
+    broken: rows whose logits were NaN, +inf or -inf everywhere; their requests can't go on.
+    device_s: seconds that the step kept the device busy; 0 if it does not say.
     """
 
     step: int
     tokens: np.ndarray
     logprobs: dict[int, RowLogprobs] = {}
     prompt_logprobs: dict[int, RowLogprobs] = {}
+    broken: tuple[int, ...] = ()
+    device_s: float = 0.0
 
 
 class Pending(Protocol):
     """A launched step."""
 
-    def wait(self) -> StepResult:
-        """Block until the step is done. Raises what the step raised."""
+    def wait(self) -> StepResult | None:
+        """Block until the step is done. Raises what the step raised. None for a step of a window that
+        was cut, or that no row was left for."""
         ...
 
 
@@ -99,6 +110,22 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Finish what was launched, whatever comes of it, and stop."""
+        ...
+
+
+@runtime_checkable
+class WindowDevice(Device, Protocol):
+    """A device that runs windows by itself."""
+
+    def launch_window(self, plan: StepPlan) -> Sequence[Pending]:
+        """One `Pending` per step of the plan."""
+        ...
+
+    def cut(self) -> int:
+        """End the youngest launch after the step that runs, after its first if none does yet.
+
+        Returns how many of its steps run; those after them answer None.
+        """
         ...
 
 

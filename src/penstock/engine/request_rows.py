@@ -12,10 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from penstock.decoding.params import RowLogprobs, TokenSampling
+from penstock.decoding.sampling import NonFiniteLogits
 from penstock.engine.plan import StepPlan
 
 # Rows of prompt logits computed at once: 256 rows of a 256k vocabulary are 268 MB of float32.
 PROMPT_LOGIT_ROWS = 256
+BROKEN = -2  # in place of a token that could not be drawn
 
 
 class TokenSampler(Protocol):
@@ -42,25 +44,30 @@ class RequestRows:
         self.tables = tuple(np.zeros((num_slots, max_blocks), np.int32) for _ in range(num_groups))
 
     def enter(self, plan: StepPlan, sampler: TokenSampler) -> None:
-        """Apply the plan's admissions and table updates."""
+        """Apply the plan's table updates, which younger plans count on whatever fails, and admissions."""
+        for update in plan.updates:
+            table = self.tables[update.group]
+            table[update.slot, update.first : update.first + len(update.blocks)] = update.blocks
+        self.admit(plan, sampler)
+
+    def admit(self, plan: StepPlan, sampler: TokenSampler) -> None:
         for admission in plan.admissions:
             slot = admission.slot
             self.tokens[slot, : len(admission.tokens)] = admission.tokens
             self.prompt_len[slot] = admission.prompt_len
             self._prompt_logprobs[slot] = admission.sampling.prompt_logprobs
             sampler.admit(slot, admission.tokens, admission.prompt_len, admission.sampling)
-        for update in plan.updates:
-            table = self.tables[update.group]
-            table[update.slot, update.first : update.first + len(update.blocks)] = update.blocks
 
     def prompt_rows(
         self, plan: StepPlan, logits: Callable[[int, int, int], np.ndarray], sampler: TokenSampler
-    ) -> dict[int, RowLogprobs]:
-        """Log-probabilities of the prompt tokens that the plan's rows predict, for rows that ask.
+    ) -> tuple[dict[int, RowLogprobs], list[int]]:
+        """Log-probabilities of the prompt tokens that the plan's rows predict, for rows that ask, and the
+        rows that have none because their logits are not finite.
 
         `logits(row, first, end)`: float32[end - first, V] of the row's positions [first, end).
         """
-        found = {}
+        found: dict[int, RowLogprobs] = {}
+        broken = []
         for row in np.flatnonzero(plan.prompt_logits).tolist():
             slot, start = int(plan.slots[row]), int(plan.starts[row])
             last = min(start + int(plan.counts[row]), int(self.prompt_len[slot]) - 1)
@@ -68,13 +75,32 @@ class RequestRows:
                 continue
             k = int(self._prompt_logprobs[slot])
             parts = []
-            for first in range(start, last, PROMPT_LOGIT_ROWS):
-                end = min(first + PROMPT_LOGIT_ROWS, last)
-                targets = self.tokens[slot, first + 1 : end + 1]
-                parts.append(sampler.prompt_logprobs(logits(row, first, end), targets, k))
+            try:
+                for first in range(start, last, PROMPT_LOGIT_ROWS):
+                    end = min(first + PROMPT_LOGIT_ROWS, last)
+                    targets = self.tokens[slot, first + 1 : end + 1]
+                    parts.append(sampler.prompt_logprobs(logits(row, first, end), targets, k))
+            except NonFiniteLogits:
+                broken.append(row)
+                continue
             found[row] = RowLogprobs(
                 chosen=np.concatenate([p.chosen for p in parts]),
                 top_ids=np.concatenate([p.top_ids for p in parts]),
                 top=np.concatenate([p.top for p in parts]),
             )
-        return found
+        return found, broken
+
+
+def draw(
+    sampler: TokenSampler, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+    """`sampler.sample`, but rows whose logits are not finite get BROKEN and the others their tokens."""
+    try:
+        return sampler.sample(logits, slots, positions)
+    except NonFiniteLogits as error:
+        tokens = np.full(len(slots), BROKEN, np.int32)
+        sound = np.delete(np.arange(len(slots)), error.rows)
+    if not len(sound):
+        return tokens, {}
+    tokens[sound], found = sampler.sample(logits[sound], slots[sound], positions[sound])
+    return tokens, {int(sound[i]): entry for i, entry in found.items()}

@@ -10,15 +10,17 @@ that what needs the host between them (grammar masks) has a place to bind.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from penstock.decoding.params import RowLogprobs
 from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
-from penstock.engine.request_rows import RequestRows, TokenSampler
+from penstock.engine.request_rows import BROKEN, RequestRows, TokenSampler, draw
 from penstock.kernels.batch import Batch, LayerKV
 
 
@@ -63,9 +65,11 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread."""
+        began = time.perf_counter()
         self._requests.enter(plan, self._sampler)
         hidden, offsets = self.forward(plan)
-        return self.sample(plan, hidden, offsets)
+        result = self.sample(plan, hidden, offsets)
+        return msgspec.structs.replace(result, device_s=time.perf_counter() - began)
 
     def forward(self, plan: StepPlan) -> tuple[Any, np.ndarray]:
         """hidden[T, d] of the plan's tokens, and offsets int32[R+1] of its rows."""
@@ -93,16 +97,23 @@ class ModelRunner:
         if len(rows):
             logits = self._model.logits(hidden[offsets[rows + 1] - 1])
             positions = plan.starts[rows] + plan.counts[rows]
-            drawn, drawn_logprobs = self._sampler.sample(logits, plan.slots[rows], positions)
+            drawn, drawn_logprobs = draw(self._sampler, logits, plan.slots[rows], positions)
             tokens[rows] = drawn
-            self._requests.tokens[plan.slots[rows], positions] = drawn
+            self._requests.tokens[plan.slots[rows], positions] = np.maximum(drawn, 0)
             logprobs = {int(rows[i]): entry for i, entry in drawn_logprobs.items()}
-        prompt = self._requests.prompt_rows(
+        prompt, broken = self._requests.prompt_rows(
             plan,
             lambda row, first, end: self._model.logits(hidden[_span(offsets, plan, row, first, end)]),
             self._sampler,
         )
-        return StepResult(step=plan.step, tokens=tokens, logprobs=logprobs, prompt_logprobs=prompt)
+        broken = sorted({*broken, *np.flatnonzero(tokens == BROKEN).tolist()})
+        return StepResult(
+            step=plan.step,
+            tokens=np.maximum(tokens, -1),
+            logprobs=logprobs,
+            prompt_logprobs=prompt,
+            broken=tuple(broken),
+        )
 
 
 def _span(offsets: np.ndarray, plan: StepPlan, row: int, first: int, end: int) -> slice:

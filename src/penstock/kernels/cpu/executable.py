@@ -68,7 +68,9 @@ class Executable:
         embed = self._weight(program.embed)
         head = embed if program.head is program.embed else self._weight(program.head)
         builder.ends(embed, head, self._vector(program.final_gain))
-        self._engine = _native.Engine(builder, isa, thread_pool(threads or default_threads()))
+        self.instruction_set = isa
+        self.pool = thread_pool(threads or default_threads())
+        self._engine = _native.Engine(builder, isa, self.pool)
 
     def forward(
         self,
@@ -86,23 +88,14 @@ class Executable:
         tables = [np.ascontiguousarray(table) for table in batch.tables]
         self._engine.forward(batch.tokens, batch.starts, counts, tables, index, rows, logits, best)
 
-    def step(
-        self,
-        tokens: np.ndarray,
-        tables: Sequence[np.ndarray],
-        slots: np.ndarray,
-        starts: np.ndarray,
-        counts: np.ndarray,
-        samples: np.ndarray,
-        logits: np.ndarray,
-        best: np.ndarray,
-    ) -> int:
-        """One step over a request table: row r is the request in slots[r], counts[r] tokens from starts[r].
+    def step_queue(
+        self, sampler: Any, tokens: np.ndarray, tables: Sequence[np.ndarray], logits: np.ndarray
+    ) -> Any:
+        """Launches over a request table (`_native.StepQueue`), drawn by `sampler` (`_native.SamplerTable`).
 
-        tokens int32[slots, longest], tables int32[slots, blocks] per group, samples bool[R]. The n rows that
-        sample get logits float32[>=n, V] and their argmax int32[>=n], in the order of rows; returns n.
+        tokens int32[slots, longest], tables int32[slots, blocks] per group, logits float32[slots, V].
         """
-        return int(self._engine.step(tokens, tables, slots, starts, counts, samples, logits, best))
+        return self._engine.step_queue(sampler, tokens, list(tables), logits)
 
     def hidden(self, rows: np.ndarray) -> np.ndarray:
         """float32[n, d]: final-normed hidden states of tokens of the last forward."""

@@ -1,0 +1,118 @@
+// Python bindings of launches: penstock.engine.native_runner drives them.
+#include "bind_launch.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <tuple>
+
+#include "core/launch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace penstock {
+namespace {
+
+template <typename T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+template <typename T, int Dims>
+using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using Write = std::tuple<int32_t, int32_t, int32_t, Array<int32_t, 1>>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+template <typename To, typename From>
+std::vector<To> copy(const From& array) {
+  return {array.data(), array.data() + array.shape(0)};
+}
+
+template <typename T, typename... Size>
+nb::object to_numpy(const std::vector<T>& values, Size... shape) {
+  auto* kept = new std::vector<T>(values);
+  nb::capsule owner(kept, [](void* data) noexcept { delete static_cast<std::vector<T>*>(data); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), {size_t(shape)...}, owner));
+}
+
+std::shared_ptr<Launch> launch(StepQueue& queue, const Array<int32_t, 1>& slots, const Array<int32_t, 1>& starts,
+                               const Array<int32_t, 1>& counts, const Array<bool, 1>& samples, int window,
+                               const std::vector<Write>& writes, bool attended, bool held) {
+  const size_t rows = slots.shape(0);
+  require(starts.shape(0) == rows && counts.shape(0) == rows && samples.shape(0) == rows,
+          "arrays of different lengths");
+  LaunchPlan plan;
+  plan.slots = copy<int32_t>(slots), plan.starts = copy<int32_t>(starts), plan.counts = copy<int32_t>(counts);
+  plan.samples = copy<uint8_t>(samples);
+  plan.window = window;
+  for (const auto& [slot, group, first, blocks] : writes) {
+    plan.writes.push_back({slot, group, first, copy<int32_t>(blocks)});
+  }
+  return queue.launch(std::move(plan), attended, held);
+}
+
+// (seconds, broken rows) of a step, its tokens in `tokens`; None if it never runs.
+nb::object wait(Launch& self, int index, const Out<int32_t, 1>& tokens) {
+  require(index >= 0 && index < self.plan.window, "the launch has no such step");
+  require(tokens.shape(0) == self.plan.slots.size(), "tokens [rows] have another length");
+  const StepOutput* output;
+  {
+    nb::gil_scoped_release release;
+    output = self.wait(index);
+  }
+  if (!output) return nb::none();
+  std::copy(output->tokens.begin(), output->tokens.end(), tokens.data());
+  return nb::make_tuple(output->seconds, output->broken);
+}
+
+nb::object logprobs(Launch& self, int index) {
+  const StepOutput& output = self.output(index);
+  const size_t n = output.logprob_rows.size(), k = size_t(output.k);
+  return nb::make_tuple(to_numpy(output.logprob_rows, n), to_numpy(output.chosen, n), to_numpy(output.ids, n, k),
+                        to_numpy(output.values, n, k));
+}
+
+void set_tokens(Launch& self, const Array<int32_t, 1>& rows, const Array<int32_t, 1>& tokens) {
+  require(self.held, "the tokens of a step that is not held");
+  require(rows.shape(0) == tokens.shape(0), "arrays of different lengths");
+  StepOutput& output = self.output(0);
+  for (size_t i = 0; i < rows.shape(0); ++i) {
+    require(rows.data()[i] >= 0 && size_t(rows.data()[i]) < output.tokens.size(), "no such row");
+    output.tokens[size_t(rows.data()[i])] = tokens.data()[i];
+    output.broken += tokens.data()[i] == kBroken;
+  }
+}
+
+}  // namespace
+
+void bind_launch(nb::module_& m) {
+  m.attr("BROKEN") = kBroken;
+  nb::class_<Launch>(m, "Launch")
+      .def("wait", &wait, "index"_a, "tokens"_a)
+      .def("cut", &Launch::cut)
+      .def("fail", &Launch::fail, "message"_a)
+      .def("release", &Launch::release)
+      .def("logprobs", &logprobs, "index"_a)
+      .def("head_rows", [](Launch& self) { return to_numpy(self.output(0).head_rows, self.plan.slots.size()); })
+      .def("set_tokens", &set_tokens, "rows"_a, "tokens"_a);
+  nb::class_<StepQueue>(m, "StepQueue")
+      .def("launch", &launch, "slots"_a, "starts"_a, "counts"_a, "samples"_a, "window"_a, "writes"_a, "attended"_a,
+           "held"_a)
+      .def("next", &StepQueue::next, nb::call_guard<nb::gil_scoped_release>())
+      .def("write", &StepQueue::write, "launch"_a)
+      .def("admit",
+           [](StepQueue& self, int slot, bool by_host, int logprobs, int min_known, std::vector<int32_t> stops) {
+             self.admit(slot, {false, by_host, logprobs, min_known, std::move(stops)});
+           },
+           "slot"_a, "by_host"_a, "logprobs"_a, "min_known"_a, "stops"_a)
+      .def("run", &StepQueue::run, "launch"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("close", &StepQueue::close);
+}
+
+}  // namespace penstock
