@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_attention.h"
 #include "bind_kernels.h"
 #include "bind_launch.h"
 #include "bind_sample.h"
@@ -231,6 +232,7 @@ NB_MODULE(_native, m) {
   bind_weights(m);
   bind_builder(m);
   bind_kernels(m);
+  bind_attention(m);
   bind_sample(m);
   bind_launch(m);
   nb::class_<Engine>(m, "Engine")
