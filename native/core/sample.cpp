@@ -81,7 +81,8 @@ class Row {
 
   // The score that is `distance` (negative) from the peak after temperature, or lower.
   float bound(double distance) const {
-    return std::nextafter(float(double(peak_) + distance * temperature_), -kInfinity);
+    const double score = double(peak_) + distance * temperature_;
+    return score < -FLT_MAX ? -kInfinity : std::nextafter(float(score), -kInfinity);
   }
 
   void collect(float bound);
@@ -274,7 +275,8 @@ void Row::top_p_of_row(double mass) {
     }
     const double missing = double(goal_of(mass, high) - sum);
     if (missing <= 0.0) break;
-    depth = std::max(kNoWeight, std::min(depth_of(missing, depth), depth - 1.0));
+    // In a peaked row a sample sees little of the mass: no deeper than twice, which costs little there.
+    depth = std::max({kNoWeight, 2.0 * depth, std::min(depth_of(missing, depth), depth - 1.0)});
   }
   for (int i = 0; i < count_; ++i) s_.costs[i] = double(peak_) - s_.scores[i];
   sort_into_buckets<true>(0.0);

@@ -91,15 +91,15 @@ def typical_p(scores: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarra
 
 
 def _goal(mass: float, total: int) -> int:
-    """Units that hold `mass` of `total`; at least 1."""
-    return max(1, math.ceil(mass * float(total)))
+    """Units that hold `mass` of `total`, from 1 to all."""
+    return min(total, max(1, math.ceil(mass * float(total))))
 
 
 def _cheapest(cost: np.ndarray, weights: np.ndarray, goal: int) -> np.ndarray:
     """bool[m]: tokens in order of rising cost (then position) until their weights sum to `goal`.
 
-    cost: float64[m], finite, >= 0. Only the bucket of costs in which the sum passes the goal is sorted. All
-    are kept if they sum to less.
+    cost: float64[m], finite, >= 0; goal: at most the sum of weights. Only the bucket of costs in which the
+    sum passes the goal is sorted.
     """
     widest = cost.max()
     bucket = (cost * (_BUCKETS / widest if widest else 0.0)).astype(np.int16)
@@ -107,7 +107,7 @@ def _cheapest(cost: np.ndarray, weights: np.ndarray, goal: int) -> np.ndarray:
     border = int(np.searchsorted(np.bincount(bucket, weights=weights).cumsum(), goal))
     while border and weights[bucket < border].sum() >= goal:
         border -= 1
-    while border < _BUCKETS and weights[bucket <= border].sum() < goal:
+    while weights[bucket <= border].sum() < goal:
         border += 1
     keep = bucket < border
     before = weights[keep].sum()
