@@ -144,9 +144,16 @@ struct Activation {
 // How keys and values are held; the value is the bytes of an element.
 enum class KvKind : int32_t { I8 = 1, Bf16 = 2, F32 = 4 };
 
+// Bytes of one token's key of one head, without its scale; the value's are as many or fewer.
+constexpr int64_t kv_row_bytes(KvKind kind, int head_dim) {
+  return kind == KvKind::I8 ? (head_dim + 3) / 4 * 4 : int64_t(head_dim) * int(kind);
+}
+
 // One layer's pages. Page of one KV head, t = 16 keys or the block size if that is smaller, u = 2 keys or 1
 // if that is the block size:
 //   bf16  K [block_size/t][D/2][t][2], V [block_size/u][D][u];   f32  K [block_size/t][D][t], V [block_size][D]
+//   int8  K [block_size/t][D/4][t][4], V [block_size/w][D][w] with w = 4 or less, as value + 128; D / 4 rounded up;
+//         block_size * kv_row_bytes from the start of either: their scales float32 [block_size]
 struct LayerPages {
   uint8_t* base;          // block 0
   int64_t block_stride;   // bytes from block to block

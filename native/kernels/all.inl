@@ -4,6 +4,7 @@
 #include "kernels/linear.inl"
 #include "kernels/rotate.inl"
 #include "kernels/attention_pages.inl"
+#include "kernels/attention_int8.inl"
 #include "kernels/attention.inl"
 #include "kernels/experts.inl"
 #include "kernels/sample.inl"

@@ -17,11 +17,36 @@ struct Queries {
   int words;   // of one query as the products want it
   int padded;  // D rounded up to a multiple of 16
   int low[kItemQueries], high[kItemQueries];  // keys [low, high) are seen
+  float scale[kItemQueries];           // of int8,
+  int32_t starts[2 * kItemQueries];    // and where its two products start
   alignas(64) float peak[kItemQueries + 16];
   alignas(64) float total[kItemQueries * 16];
   alignas(64) float acc[kItemFloats];
   alignas(64) uint32_t words_of[kItemFloats];  // by groups: [words][queries of the group]
 };
+
+// Scores [N][kKeyBlock] of tiles [tile, last).
+template <class Pages, int N>
+inline void score_block(const Queries& all, int first, const Keys& keys, const Keys* ahead, int tile, int last,
+                        float* scores) {
+  const uint32_t* q = all.words_of + first * all.words;
+  const int lines = all.words / Pages::kSteps;
+  constexpr int kMost = is_int8<Pages> && N > 3 ? 2 : kWide;
+  auto some = [&]<int T>() {
+    const uint8_t* const* next = ahead ? ahead->k + tile : nullptr;
+    float* out = scores + tile * kKeyTile;
+    if constexpr (is_int8<Pages>) {
+      score_tiles_int8<N, T>(q, lines, keys.k + tile, next, all.scale + first, all.starts + 2 * first,
+                             keys.k_scale + tile * kKeyTile, out);
+    } else {
+      score_tiles<Pages, N, T>(q, lines, keys.k + tile, next, out);
+    }
+    tile += T;
+  };
+  while (last - tile >= kMost) some.template operator()<kMost>();
+  if (kMost > 2 && last - tile >= 2) some.template operator()<2>();
+  if (last > tile) some.template operator()<1>();
+}
 
 // Queries [first, first + N) with the keys of one block.
 template <class Pages, int N>
@@ -38,23 +63,7 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
   if (low >= high) return;
 
   alignas(64) float scores[N * kKeyBlock];
-  const uint32_t* q = all.words_of + first * all.words;
-  const int lines = all.words / Pages::kSteps;
-  for (int tile = low / kKeyTile, last = (high + kKeyTile - 1) / kKeyTile; tile < last;) {
-    const uint8_t* const* k = keys.k + tile;
-    const uint8_t* const* next = ahead ? ahead->k + tile : nullptr;
-    float* out = scores + tile * kKeyTile;
-    if (last - tile >= kWide) {
-      score_tiles<Pages, N, kWide>(q, lines, k, next, out);
-      tile += kWide;
-    } else if (kWide > 2 && last - tile >= 2) {
-      score_tiles<Pages, N, 2>(q, lines, k, next, out);
-      tile += 2;
-    } else {
-      score_tiles<Pages, N, 1>(q, lines, k, next, out);
-      tile += 1;
-    }
-  }
+  score_block<Pages, N>(all, first, keys, ahead, low / kKeyTile, (high + kKeyTile - 1) / kKeyTile, scores);
 
   const f32 none = set1(-__builtin_inff());
   const float limit = attention.softcap * kLog2e;
@@ -78,24 +87,35 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
   store(shrink, exp2<Pages::kDegree>(sub(before, peaks)));
   store_n(all.peak + first, peaks, N);
   alignas(64) uint32_t weights[N * kKeyBlock];
+  float factors[N];
+  int32_t starts[2 * N];
   for (int n = 0; n < N; ++n) {
     const f32 peak = set1(all.peak[first + n]);
     f32 p[kTiles];
     for (int t = 0; t < kTiles; ++t) p[t] = exp2<Pages::kDegree>(sub(load(scores + n * kKeyBlock + t * kKeyTile), peak));
     float* total = all.total + (first + n) * 16;
-    store(total, Pages::store_weights(p, weights + n * kKeyBlock, load(total), set1(shrink[n])));
+    if constexpr (is_int8<Pages>) {
+      factors[n] = store_weights_int8(p, keys.v_scale, weights + n * kKeyBlock, starts + 2 * n);
+      store(total, fma(load(total), set1(shrink[n]), add(add(p[0], p[1]), add(p[2], p[3]))));
+    } else {
+      store(total, Pages::store_weights(p, weights + n * kKeyBlock, load(total), set1(shrink[n])));
+    }
   }
 
   float* acc = all.acc + first * all.padded;
   const int from = low / Pages::kPerLine, to = (high + Pages::kPerLine - 1) / Pages::kPerLine;
+  constexpr int kMost = is_int8<Pages> && N > 3 ? 2 : kWide;
+  auto mix = [&]<int V, bool Some>(int column, int lanes) {
+    if constexpr (is_int8<Pages>) {
+      mix_columns_int8<N, V, Some>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink, factors,
+                                   starts);
+    } else {
+      mix_columns<Pages, N, V, Some>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink);
+    }
+  };
   int column = 0;
-  for (; column + 16 * kWide <= d; column += 16 * kWide) {
-    mix_columns<Pages, N, kWide, false>(weights, keys, ahead, from, to, d, column, 16, acc, all.padded, shrink);
-  }
-  for (; column < d; column += 16) {
-    const int lanes = d - column < 16 ? d - column : 16;
-    mix_columns<Pages, N, 1, true>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink);
-  }
+  for (; column + 16 * kMost <= d; column += 16 * kMost) mix.template operator()<kMost, false>(column, 16);
+  for (; column < d; column += 16) mix.template operator()<1, true>(column, d - column < 16 ? d - column : 16);
 }
 
 template <class Pages>
@@ -123,6 +143,7 @@ inline void find_keys(const AttendArgs& args, int block, int low, int high, Keys
   const LayerPages& pages = *args.pages;
   const int d = args.attention->shape.head_dim, words = Pages::words(d) / Pages::kSteps;
   const uint8_t *k = nullptr, *v = nullptr;
+  if constexpr (is_int8<Pages>) find_scales(pages, args.table, args.kv_head, d, block, low, high, keys);
   if (pages.block_size < kKeyTile) {
     uint8_t* scratch = args.scratch;
     gather_keys(pages, args.table, args.kv_head, d, words, Pages::kPerLine, block, low, high, scratch);
@@ -207,7 +228,13 @@ inline void attend_queries(const AttendArgs& args, int token, int tokens) {
       const int end = args.position + t + 1;
       all.low[first + i] = attention.window && end > attention.window ? end - attention.window : 0;
       all.high[first + i] = end;
-      Pages::load_query(args.q + t * args.q_stride + int64_t(h) * d, d, rows, all.words_of + first * all.words + i);
+      const float* q = args.q + t * args.q_stride + int64_t(h) * d;
+      uint32_t* out = all.words_of + first * all.words + i;
+      if constexpr (is_int8<Pages>) {
+        all.scale[first + i] = load_query_int8(q, d, rows, out, all.starts + 2 * (first + i));
+      } else {
+        Pages::load_query(q, d, rows, out);
+      }
     }
   }
   const int oldest = all.low[0], end = all.high[count - 1];
@@ -277,7 +304,7 @@ inline void attend(const AttendArgs& args) {
 #else
       return attend_pages<Bf16Pages>(args);
 #endif
-    case KvKind::I8: return;
+    case KvKind::I8: return attend_pages<Int8Pages>(args);
   }
 }
 

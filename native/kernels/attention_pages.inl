@@ -11,6 +11,7 @@ constexpr int kTiles = kKeyBlock / kKeyTile;
 struct Keys {
   const uint8_t* k[kTiles];
   const uint8_t* v[kTiles];
+  alignas(64) float k_scale[kKeyBlock], v_scale[kKeyBlock];  // of int8; 0 for keys that nobody sees
 };
 
 inline uint32_t bits_of(float x) {

@@ -35,15 +35,43 @@ inline void turn(float* x, const Rotation& rotation, const float* gain, const fl
   }
 }
 
+// x [D] as bytes + 128 at out, and its scale after the page's bytes. A NaN or infinity makes the scale so.
+inline void round_to_int8(const float* x, int d, uint8_t* page, const RotateArgs& args, uint8_t* out) {
+  float peak = 0.0f;
+  bool broken = false;
+  for (int i = 0; i < d; i += 16) {
+    const float most = abs_peak(load_n(x + i, d - i < 16 ? d - i : 16), zero());
+    if (!(most < __builtin_inff())) broken = true;
+    if (most > peak) peak = most;
+  }
+  const float scale = broken ? __builtin_nanf("") : peak * (1.0f / 127.0f);
+  const f32 inverse = set1(peak > 0.0f && !broken ? 127.0f / peak : 0.0f);
+  for (int i = 0; i < d; i += 16) {
+    const int n = d - i < 16 ? d - i : 16;
+    int8_t bytes[16];
+    store_i8(bytes, round_to_int(mul(load_n(x + i, n), inverse)));
+    for (int j = 0; j < n; ++j) out[i + j] = uint8_t(bytes[j]) ^ 128;
+  }
+  const int64_t after = int64_t(args.pages->block_size) * kv_row_bytes(KvKind::I8, d);
+  __builtin_memcpy(page + after + 4 * args.place, &scale, 4);
+}
+
 // Lines of K: 4 bytes of every key of a tile, `per_line` dimensions.
 inline void write_k(const RotateArgs& args, int head, const float* k) {
   const LayerPages& pages = *args.pages;
   const int d = args.rotation->shape.head_dim;
   const int t = pages.block_size < kKeyTile ? pages.block_size : kKeyTile;
-  uint8_t* page = pages.k(args.block, head) + int64_t(args.place / t) * t * d * int(pages.kind);
+  uint8_t* page = pages.k(args.block, head) + int64_t(args.place / t) * t * kv_row_bytes(pages.kind, d);
   uint32_t* out = reinterpret_cast<uint32_t*>(page) + args.place % t;
   if (pages.kind == KvKind::F32) {
     for (int i = 0; i < d; ++i) __builtin_memcpy(out + i * t, k + i, 4);
+    return;
+  }
+  if (pages.kind == KvKind::I8) {
+    uint8_t bytes[kMaxHeadDim + 16];
+    for (int i = d; i < d + 3; ++i) bytes[i] = 128;
+    round_to_int8(k, d, pages.k(args.block, head), args, bytes);
+    for (int i = 0; i < (d + 3) / 4; ++i) __builtin_memcpy(out + i * t, bytes + 4 * i, 4);
     return;
   }
   alignas(64) uint16_t rounded[kMaxHeadDim + 16];
@@ -59,6 +87,14 @@ inline void write_v(const RotateArgs& args, int head, const float* v) {
   uint8_t* page = pages.v(args.block, head);
   if (pages.kind == KvKind::F32) {
     __builtin_memcpy(reinterpret_cast<float*>(page) + int64_t(args.place) * d, v, d * sizeof(float));
+    return;
+  }
+  if (pages.kind == KvKind::I8) {
+    const int together = pages.block_size < 4 ? pages.block_size : 4;
+    uint8_t bytes[kMaxHeadDim];
+    round_to_int8(v, d, page, args, bytes);
+    page += int64_t(args.place / together) * together * d + args.place % together;
+    for (int i = 0; i < d; ++i) page[i * together] = bytes[i];
     return;
   }
   uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(args.place / 2) * 2 * d;
