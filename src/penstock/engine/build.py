@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # A pool that holds fewer tokens than this serves nobody; refusing says more than crawling.
 MIN_POOL_TOKENS = 64
-KV_BYTES = {"float32": 4, "bf16": 2}  # of one element
+KV_BYTES = {"float32": 4, "bf16": 2, "int8": 1}  # of one element
 
 
 class CoreShape(Struct, frozen=True, kw_only=True):

@@ -42,8 +42,14 @@ class KVLayout(Struct, frozen=True):
     layer_place: tuple[tuple[int, int], ...]
 
     @property
+    def head_bytes(self) -> int:
+        """Of one token's key, or value, of one head. int8 (itemsize 1) is padded to whole words and followed
+        by a float32 scale."""
+        return -(-self.head_dim // 4) * 4 + 4 if self.itemsize == 1 else self.head_dim * self.itemsize
+
+    @property
     def block_bytes(self) -> int:
-        return self.layers_per_group * 2 * self.block_size * self.kv_heads * self.head_dim * self.itemsize
+        return self.layers_per_group * 2 * self.block_size * self.kv_heads * self.head_bytes
 
     def bytes_for(self, num_tokens: int) -> int:
         """Bytes that one request of `num_tokens` needs at most (a window plus one block each)."""

@@ -117,7 +117,7 @@ class Executable:
 
     def bind_kv(self, pool: np.ndarray, layout: Any) -> None:
         """pool uint8: blocks of `layout` (kv.groups.KVLayout), one after the other."""
-        slot = layout.block_size * layout.kv_heads * layout.head_dim * layout.itemsize
+        slot = layout.block_size * layout.kv_heads * layout.head_bytes
         layers = [(group, place * 2 * slot) for group, place in layout.layer_place]
         self._engine.bind_kv(
             pool,
