@@ -4,6 +4,7 @@ include(CheckCXXCompilerFlag)
 
 # Contraction is off: a product and a sum become one operation only where the source says so.
 set(PENSTOCK_KERNEL_OPTIMIZATION -O3 CACHE STRING "optimization of the kernels, whatever the build type")
+set(PENSTOCK_ONLY "" CACHE STRING "the only instruction sets to build (portable among them), for quick builds")
 set(kernel_flags ${PENSTOCK_KERNEL_OPTIMIZATION} -ffp-contract=off -fno-math-errno -Wno-uninitialized
     -Wno-maybe-uninitialized)
 
@@ -15,6 +16,9 @@ endif()
 
 function(penstock_isa target name)
   set(folder ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+  if(PENSTOCK_ONLY AND NOT name IN_LIST PENSTOCK_ONLY)
+    return()
+  endif()
   string(TOUPPER ${name} upper)
   foreach(flag ${ARGN})
     string(MAKE_C_IDENTIFIER "PENSTOCK_HAS${flag}" has)
@@ -37,9 +41,7 @@ function(penstock_instruction_sets target)
     penstock_isa(${target} avx2 ${avx2} ${in_order})
     penstock_isa(${target} avxvnni ${avx2} -mavxvnni)
     penstock_isa(${target} avx512 ${avx512})
-    if(EXISTS "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/isa/avx512_bf16.cpp")
-      penstock_isa(${target} avx512_bf16 ${avx512} -mavx512bf16)
-    endif()
+    penstock_isa(${target} avx512_bf16 ${avx512} -mavx512bf16)
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
     penstock_isa(${target} dotprod -march=armv8.2-a+dotprod ${in_order})
   endif()

@@ -1,5 +1,8 @@
 // RMSNorm (arXiv:1910.07467), residual additions and the quantization of activations.
 
+// kMagicBits - factor * sum. The integers of a NaN are anything, and wrap.
+inline int32_t magic_minus(uint32_t factor, uint32_t sum) { return int32_t(uint32_t(kMagicBits) - factor * sum); }
+
 // 32 floats to int8 with scale = peak / 127, and what the products need of them. A NaN or infinity
 // makes the scale NaN or infinite, hence the whole row's products: nothing broken turns into a number.
 inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
@@ -12,11 +15,11 @@ inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_
   int32_t sum = hsum(iadd(qa, qb));
   out.scale[g] = scale;
   out.sum[g] = scale * float(sum);
-  out.start[g] = kMagicBits - 128 * sum;
+  out.start[g] = magic_minus(128, uint32_t(sum));
   if (out.half) {
-    const int32_t first = hsum(qa);
-    out.half[2 * g] = kMagicBits - 32 * first;
-    out.half[2 * g + 1] = kMagicBits - 32 * (sum - first);
+    const uint32_t first = uint32_t(hsum(qa));
+    out.half[2 * g] = magic_minus(32, first);
+    out.half[2 * g + 1] = magic_minus(32, uint32_t(sum) - first);
   }
 }
 
