@@ -92,7 +92,7 @@ inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const*
       for (int t = 0; t < T; ++t) prefetch(ahead[t] + 64 * line);
     }
     i32 keys[T];
-    for (int t = 0; t < T; ++t) keys[t] = load_line(k[t] + 64 * line);
+    for (int t = 0; t < T; ++t) keys[t] = load_line(k[t] + 64 * line), pin<N>(keys[t]);
     for (int n = 0; n < N; ++n) {
       for (int i = 0; i < 2; ++i) {
         const int8_t* four = reinterpret_cast<const int8_t*>(q + i * N + n);
@@ -153,7 +153,7 @@ inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, const Ke
       for (int v = 0; v < V; ++v) prefetch(ahead->v[line / kLines] + offset + 64 * v);
     }
     i32 values[V];
-    for (int v = 0; v < V; ++v) values[v] = load_line(row + 64 * v);
+    for (int v = 0; v < V; ++v) values[v] = load_line(row + 64 * v), pin<N>(values[v]);
     for (int n = 0; n < N; ++n) {
       for (int i = 0; i < 2; ++i) {
         const int8_t* four = bytes + n * 4 * kKeyBlock + i * kKeyBlock + 4 * line;

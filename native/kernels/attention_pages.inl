@@ -14,6 +14,15 @@ struct Keys {
   alignas(64) float k_scale[kKeyBlock], v_scale[kKeyBlock];  // of int8; 0 for keys that nobody sees
 };
 
+// Loaded once for all N queries: GCC would load it again for each, and few queries would wait for loads. With as
+// many as the registers hold, it does better by itself (prefill).
+template <int N, class T>
+inline void pin([[maybe_unused]] T& x) {
+#if defined(__AVX512F__)
+  if constexpr (N < 5) asm("" : "+v"(x));
+#endif
+}
+
 inline uint32_t bits_of(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
@@ -104,7 +113,7 @@ inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, c
 #pragma GCC unroll 2
     for (int step = 0; step < Pages::kSteps; ++step, q += N) {
       decltype(Pages::value(i32{}, 0)) value[T];
-      for (int t = 0; t < T; ++t) value[t] = Pages::value(load_line(k[t] + 64 * line), step);
+      for (int t = 0; t < T; ++t) value[t] = Pages::value(load_line(k[t] + 64 * line), step), pin<N>(value[t]);
       for (int n = 0; n < N; ++n) {
         const auto weight = Pages::weight(q + n);
         for (int t = 0; t < T; ++t) s[n][t] = Pages::step(s[n][t], value[t], weight);
@@ -142,6 +151,7 @@ inline void mix_columns(const uint32_t* weights, const Keys& keys, const Keys* a
         decltype(Pages::value(i32{}, 0)) value[V];
         for (int i = 0; i < V; ++i) {
           value[i] = Pages::value(Some ? load_line_n(row + 64 * i, lanes) : load_line(row + 64 * i), step);
+          pin<N>(value[i]);
         }
         for (int n = 0; n < N; ++n) {
           const auto weight = Pages::weight(weights + n * kKeyBlock + line * Pages::kSteps + step);
