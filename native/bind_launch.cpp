@@ -107,10 +107,10 @@ void bind_launch(nb::module_& m) {
       .def("next", &StepQueue::next, nb::call_guard<nb::gil_scoped_release>())
       .def("write", &StepQueue::write, "launch"_a)
       .def("admit",
-           [](StepQueue& self, int slot, bool by_host, int logprobs, int min_known, std::vector<int32_t> stops) {
-             self.admit(slot, {false, by_host, logprobs, min_known, std::move(stops)});
+           [](StepQueue& self, int slot, int host_upto, int logprobs, int min_known, std::vector<int32_t> stops) {
+             self.admit(slot, {false, host_upto, logprobs, min_known, std::move(stops)});
            },
-           "slot"_a, "by_host"_a, "logprobs"_a, "min_known"_a, "stops"_a)
+           "slot"_a, "host_upto"_a, "logprobs"_a, "min_known"_a, "stops"_a)
       .def("run", &StepQueue::run, "launch"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("close", &StepQueue::close);
 }

@@ -199,7 +199,7 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
     tokens_.insert(tokens_.end(), tokens, tokens + count);
     if (!plan.samples[r]) continue;
     output.head_rows[r] = int32_t(head_rows_.size());
-    if (!state.by_host) {
+    if (start + count >= state.host_upto) {
       rows_.push_back(int32_t(r));
       logit_rows_.push_back(int32_t(head_rows_.size()));
       drawn_slots_.push_back(slot);

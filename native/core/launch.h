@@ -86,7 +86,7 @@ class Launch {
 // What the device knows of a slot's request beside its tokens.
 struct SlotState {
   bool ended = false;           // it drew a stop token: left out of later steps
-  bool by_host = false;         // the host draws its tokens
+  int32_t host_upto = 0;        // the host draws the tokens at positions below it
   int32_t logprobs = -1;        // alternatives wanted with each token; -1: no log-probabilities
   int32_t min_known = 0;        // stop tokens count once more tokens than this are known
   std::vector<int32_t> stops;

@@ -22,7 +22,7 @@ class BusyHostDevice(SimDevice):
 def _run(depth: int) -> tuple[float, dict[str, list[int]]]:
     bench = CoreBench(depth=depth, num_slots=4, num_blocks=400, max_context=300)
     device = BusyHostDevice(bench.clock, StepTime(fixed_s=0.005))
-    bench.core._device = device
+    bench.core._flight.device = device
     ids = [bench.submit([i, i + 1], 200) for i in range(4)]
     bench.run()
     return device.busy_s / bench.clock(), {i: bench.tokens(i) for i in ids}
@@ -41,7 +41,7 @@ def test_progress_reports_the_same_busy_time_as_the_device(depth):
     """Red if the busy metric counts overlapping steps twice or misses the gaps."""
     bench = CoreBench(depth=depth, num_blocks=400, max_context=300)
     device = BusyHostDevice(bench.clock, StepTime(fixed_s=0.005))
-    bench.core._device = device
+    bench.core._flight.device = device
     bench.submit([1, 2], 100)
     bench.run()
     assert bench.core.progress().busy_s == pytest.approx(device.busy_s, rel=0.25)

@@ -29,21 +29,23 @@ _PROMPT = st.builds(
 
 
 class CoreMachine(RuleBasedStateMachine):
-    rules = plans = preemptions = hits = 0  # over all examples: what was exercised
+    rules = plans = preemptions = hits = windows = cuts = 0  # over all examples: what was exercised
 
     @initialize(
         depth=st.integers(0, 1),
+        window=st.sampled_from([1, 2, 8]),
         windows=st.sampled_from([(None,), (6,), (None, 6), (9, None, 5), (3, None, None)]),
         spare_blocks=st.integers(0, 14),
         slots=st.integers(1, 6),
         budget=st.integers(3, 24),
         prefix_cache=st.booleans(),
     )
-    def build(self, depth, windows, spare_blocks, slots, budget, prefix_cache):
+    def build(self, depth, window, windows, spare_blocks, slots, budget, prefix_cache):
         layout = plan_layout([LayerKV(1, 1, window) for window in windows], block_size=4, itemsize=1)
         blocks = layout.blocks_for(36, (1 + depth) * budget) + spare_blocks  # one request always fits
         self.bench = CoreBench(
             depth=depth,
+            window=window,
             windows=windows,
             num_blocks=blocks,
             num_slots=slots,
@@ -131,6 +133,8 @@ class CoreMachine(RuleBasedStateMachine):
             assert self.ended == set(self.wanted), "a request never ended"
             CoreMachine.plans += len(self.bench.device.plans)
             CoreMachine.preemptions += self.bench.core.scheduler.preemptions
+            CoreMachine.windows += sum(plan.window > 1 for plan in self.bench.device.plans)
+            CoreMachine.cuts += self.bench.device.cuts
             CoreMachine.hits += self.bench.core.progress().cached_tokens
 
     def _forget(self, request_id):
@@ -157,7 +161,9 @@ class CoreMachine(RuleBasedStateMachine):
 def test_any_life_of_requests_gives_the_oracles_tokens_for_2000_steps():
     """Red if scheduling, sharing, preemption, aborts or fairness change a token, lose one or leak a block."""
     CoreMachine.rules = CoreMachine.preemptions = CoreMachine.hits = CoreMachine.plans = 0
+    CoreMachine.windows = CoreMachine.cuts = 0
     run_state_machine_as_test(CoreMachine, settings=settings(max_examples=110, stateful_step_count=60))
     assert CoreMachine.rules >= 2000
     assert CoreMachine.plans >= 2000
     assert min(CoreMachine.preemptions, CoreMachine.hits) >= 30
+    assert min(CoreMachine.windows, CoreMachine.cuts) >= 30

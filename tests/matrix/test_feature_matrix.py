@@ -1,8 +1,8 @@
 """The feature matrix: every pair of features, over several kinds of model, gives the plain tokens.
 
-The plain oracle runs each request alone, at depth 0, without cache, in one chunk. Each feature below
-changes settings, sampling or the surroundings of the same requests; tokens must not change and every
-slot and block must come back. `python tests/matrix/test_feature_matrix.py` prints the table that
+The plain oracle runs each request alone, at depth 0, step by step, without cache, in one chunk. Each
+feature below changes settings, sampling or the surroundings of the same requests; tokens must not change
+and every slot and block must come back. `python tests/matrix/test_feature_matrix.py` prints the table that
 docs/feature-matrix.md holds.
 """
 
@@ -36,6 +36,7 @@ PROMPTS = [
 ]
 NEW_TOKENS = 12
 MAX_CONTEXT = 64
+PLAIN: dict[str, Any] = {"async_depth": 0, "window": 1, "prefix_cache": False, "token_budget": 512}
 LOGPROB_TOLERANCE = 1e-4  # float32, other batch shapes
 
 
@@ -48,12 +49,17 @@ class Setup(msgspec.Struct):
     block_bytes: int
     blocks_for: Callable[[int, int], int]
     rounds: int = 1
+    windows: int = 0  # steps that were part of one
     siblings: int = 1
     neighbours: bool = False
 
 
 def _depth(setup: Setup) -> None:
     setup.settings["async_depth"] = 1
+
+
+def _window(setup: Setup) -> None:
+    setup.settings["window"] = 5
 
 
 def _prefix_cache(setup: Setup) -> None:
@@ -101,6 +107,7 @@ def _neighbours(setup: Setup) -> None:
 
 FEATURES: dict[str, Callable[[Setup], None]] = {
     "async depth 1": _depth,
+    "windows of steps": _window,
     "prefix cache": _prefix_cache,
     "chunked prefill": _chunks,
     "preemption": _preemption,
@@ -125,7 +132,7 @@ def plain(models: Callable[[str], Path]) -> Callable[[str, tuple[tuple[str, Any]
 
     @cache
     def answers(arch: str, sampling: tuple[tuple[str, Any], ...]) -> list[Answer]:
-        settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**22}
+        settings = {**PLAIN, "kv_bytes": 2**22}
         with TokenEngine(models(arch), block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
             return [engine.alone(prompt, _sampling_of(i, dict(sampling))) for i, prompt in enumerate(PROMPTS)]
 
@@ -146,17 +153,22 @@ def _sampling_of(i: int, changes: dict[str, Any]) -> TokenSampling:
 def run_features(path: Path, names: tuple[str, ...]) -> tuple[Setup, list[list[Answer]], TokenEngine]:
     """Run the prompts with the named features on. Answers per round."""
     block_bytes, blocks_for = _block_shape(path)
-    settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**22}
+    settings = {**PLAIN, "kv_bytes": 2**22}
     setup = Setup(settings=settings, sampling={}, fields={}, block_bytes=block_bytes, blocks_for=blocks_for)
     for name in names:
         FEATURES[name](setup)
     rounds = []
     with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, max_running=8, **setup.settings) as engine:
+        engine.core._step_log = lambda plan, result: _count_window(setup, plan.window)
         for number in range(setup.rounds):
             ids = _submit_all(engine, setup, number)
             engine.run()
             rounds.append([engine.answers[request_id] for request_id in ids])
     return setup, rounds, engine
+
+
+def _count_window(setup: Setup, window: int) -> None:
+    setup.windows += window > 1
 
 
 def _submit_all(engine: TokenEngine, setup: Setup, number: int) -> list[str]:
@@ -202,6 +214,9 @@ def _check_that_it_happened(
     full_attention = len(engine.core.kv.layout.groups) == 1  # windows hold too little to run out
     if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
         assert engine.core.scheduler.preemptions > 0
+    # Someone always waits where all can't run at once, and penalties are the host's work.
+    if "windows of steps" in names and not {"preemption", "seeded sampling, penalties"} & set(names):
+        assert setup.windows >= 4
     if "prefix cache" in names and not {"preemption", "prompt logprobs", "n > 1"} & set(names):
         assert sum(answer.cached_tokens for answer in rounds[1]) > 60
     if "n > 1" in names and not {"preemption", "prompt logprobs", "tenants, priorities"} & set(names):
@@ -241,7 +256,7 @@ def test_three_features_together_give_the_plain_tokens(model, names, models, pla
 )
 def test_the_real_model_agrees_with_all_features_on(names, smollm2_path):
     """Red if what holds for tiny models does not hold for a real one."""
-    settings = {"async_depth": 0, "prefix_cache": False, "token_budget": 512, "kv_bytes": 2**24}
+    settings = {**PLAIN, "kv_bytes": 2**24}
     key = dict(_oracle_key(names))
     with TokenEngine(smollm2_path, block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
         want = [engine.alone(prompt, _sampling_of(i, key)) for i, prompt in enumerate(PROMPTS)]

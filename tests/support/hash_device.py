@@ -6,12 +6,14 @@ request's own history gives: a block shared wrongly, reused too early, freed out
 published before it was written is an error at the step that would have read garbage. The drawn
 token is a function of that hash, so `expected_tokens` is an oracle that knows no scheduler.
 
-Steps execute at `wait`, as late as possible: a plan changed after its launch is caught too.
+Steps execute at `wait`, as late as possible: a plan changed after its launch is caught too. Windows of
+decode steps, stop tokens in them and cuts are those of `penstock.engine.plan.WindowDevice`.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from msgspec import Struct
 
 from penstock.engine.plan import StepPlan, StepResult
 from penstock.kv.groups import KVLayout
@@ -42,11 +44,23 @@ def expected_tokens(
 
 
 class HashStep:
-    def __init__(self, device: HashDevice, plan: StepPlan) -> None:
-        self._device, self._plan = device, plan
+    """A step of a launch, executed when it is waited for."""
 
-    def wait(self) -> StepResult:
-        return self._device.execute(self._plan)
+    def __init__(self, device: HashDevice, plan: StepPlan, index: int, window: Window) -> None:
+        self._device, self._plan, self._index, self._window = device, plan, index, window
+
+    def wait(self) -> StepResult | None:
+        if self._index >= self._window.limit:
+            return None
+        self._window.begun = self._index + 1
+        return self._device.execute(self._plan, self._index, self._window)
+
+
+class Window(Struct):
+    """Of one launch: steps that run at most, and steps begun."""
+
+    limit: int
+    begun: int = 0
 
 
 class HashDevice:
@@ -59,38 +73,76 @@ class HashDevice:
         self._tables = [np.full((num_slots, -(-max_context // layout.block_size)), -1) for _ in layout.groups]
         self._content: dict[tuple[int, int], tuple[int, int]] = {}  # (block, offset) -> (group, hash)
         self._num_blocks = num_blocks
-        self._executed = 0
+        self._launched = self._executed = 0
+        self._stops: dict[int, tuple[tuple[int, ...], int]] = {}  # slot -> (ids, tokens before they count)
+        self._ended: set[int] = set()
+        self._youngest = Window(1)
         self.plans: list[StepPlan] = []
         self.computed_tokens = 0
+        self.cuts = 0
+        self.steps: list[int] = []  # numbers of the steps that ran
 
     def launch(self, plan: StepPlan) -> HashStep:
+        return self.launch_window(plan)[0]
+
+    def launch_window(self, plan: StepPlan) -> list[HashStep]:
+        assert plan.step == self._launched + 1, "plans are not numbered by the steps that they cover"
+        self._launched += plan.window
         self.plans.append(plan)
-        return HashStep(self, plan)
+        self._youngest = Window(plan.window)
+        return [HashStep(self, plan, index, self._youngest) for index in range(plan.window)]
+
+    def cut(self) -> int:
+        """Every second time a step is running that nobody waited for yet."""
+        window = self._youngest
+        self.cuts += 1
+        window.limit = min(window.limit, max(1, window.begun + self.cuts % 2))
+        return window.limit
 
     def close(self) -> None:
         pass
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        assert plan.step == self._executed + 1, "steps ran out of order"
-        self._executed = plan.step
+    def execute(self, plan: StepPlan, index: int, window: Window) -> StepResult | None:
+        assert plan.step + index > self._executed, "steps ran out of order"
+        self._executed = plan.step + index
         assert len(set(plan.slots.tolist())) == plan.num_rows, "a slot twice in one plan"
-        assert plan.num_tokens <= self._budget, "over the token budget"
         assert (plan.counts > 0).all(), "an empty row"
-        self.computed_tokens += plan.num_tokens
+        if index == 0:
+            self._enter(plan)
+        single = plan.window == 1
+        assert (plan.num_tokens if single else plan.num_rows) <= self._budget, "over the token budget"
+        assert single or (plan.samples.all() and plan.counts.max() == plan.window), "no window of decode rows"
+        rows = [row for row in range(plan.num_rows) if single or index < plan.counts[row]]
+        rows = [row for row in rows if int(plan.slots[row]) not in self._ended]
+        if not rows and not single:
+            window.limit = index
+            return None
+        # All rows write before any reads across rows could matter; a row reads only its own tables.
+        self.steps.append(self._executed)
+        drawn = np.full(plan.num_rows, -1, np.int32)
+        for row in rows:
+            start = int(plan.starts[row]) + index
+            drawn[row] = self._row(plan, row, start, int(plan.counts[row]) if single else 1)
+        return StepResult(step=plan.step + index, tokens=drawn)
+
+    def _enter(self, plan: StepPlan) -> None:
         for admission in plan.admissions:
             self._tokens[admission.slot] = -1
             self._tokens[admission.slot, : len(admission.tokens)] = admission.tokens
+            sampling = admission.sampling
+            self._stops[admission.slot] = (
+                sampling.stop_token_ids,
+                admission.prompt_len + sampling.min_tokens,
+            )
+            self._ended.discard(admission.slot)
         for update in plan.updates:
             blocks = np.asarray(update.blocks)
             assert ((blocks >= 0) & (blocks < self._num_blocks)).all()
             self._tables[update.group][update.slot, update.first : update.first + len(blocks)] = blocks
-        # All rows write before any reads across rows could matter; a row reads only its own tables.
-        drawn = [self._row(plan, row) for row in range(plan.num_rows)]
-        return StepResult(step=plan.step, tokens=np.array(drawn, np.int32))
 
-    def _row(self, plan: StepPlan, row: int) -> int:
-        slot, start, count = int(plan.slots[row]), int(plan.starts[row]), int(plan.counts[row])
-        end = start + count
+    def _row(self, plan: StepPlan, row: int, start: int, count: int) -> int:
+        slot, end = int(plan.slots[row]), start + count
+        self.computed_tokens += count
         tokens = self._tokens[slot, :end].tolist()
         assert min(tokens) >= 0, f"slot {slot}: a token below {end} is not known to the device"
         hashes = chain(tokens)
@@ -109,4 +161,7 @@ class HashDevice:
             return -1
         token = hashes[-1] % VOCAB
         self._tokens[slot, end] = token
+        ids, least = self._stops[slot]
+        if token in ids and end + 1 > least:
+            self._ended.add(slot)
         return token

@@ -33,18 +33,19 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: int = -1
 
     @property
-    def needs_host(self) -> bool:
-        """Tokens depend on more than the row's own logits, the filters and the noise: a device that
-        draws by itself leaves these rows to the sampler of the host."""
-        return bool(
+    def host_tokens(self) -> int:
+        """How many of the first generated tokens depend on more than the row's own logits, the filters
+        and the noise: a device that draws by itself leaves those to the sampler of the host."""
+        if (
             self.repetition_penalty != 1.0
             or self.presence_penalty
             or self.frequency_penalty
             or self.logit_bias
             or self.allowed_token_ids
             or self.bad_words
-            or (self.min_tokens and self.stop_token_ids)
-        )
+        ):
+            return self.max_tokens
+        return min(self.min_tokens, self.max_tokens) if self.stop_token_ids else 0
 
 
 class RowLogprobs(Struct, frozen=True):

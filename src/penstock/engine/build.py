@@ -15,7 +15,7 @@ from msgspec import Struct
 from penstock.config import EngineSettings
 from penstock.engine.loop import Clock, EngineCore, Sink
 from penstock.engine.messages import Loading, Ready
-from penstock.engine.plan import Device
+from penstock.engine.plan import Device, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.engine.scheduler import Scheduler
@@ -43,6 +43,7 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     max_context: int
     token_budget: int
     async_depth: int
+    window: int = 1
     max_queue: int
     prefix_cache: bool
     namespace: bytes
@@ -63,7 +64,8 @@ def assemble_core(shape: CoreShape, device: Device, sink: Sink, clock: Clock) ->
         prefix_cache=shape.prefix_cache,
     )
     policy = OrderPolicy(shape.tenant_weights, shape.aging_s)
-    scheduler = Scheduler(table, policy, [kv], shape.token_budget)
+    longest_window = shape.window if isinstance(device, WindowDevice) else 1
+    scheduler = Scheduler(table, policy, [kv], shape.token_budget, longest_window)
     return EngineCore(
         scheduler,
         kv,
@@ -214,6 +216,7 @@ def build_engine(
         max_context=max_context,
         token_budget=settings.token_budget,
         async_depth=settings.async_depth,
+        window=settings.window,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
         namespace=namespace_digest(_namespace(info, backend, layout, max_context)),

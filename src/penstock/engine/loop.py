@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from msgspec import Struct
 
 from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
-from penstock.engine.plan import Device, Pending, StepPlan, StepResult
+from penstock.engine.plan import Device, StepPlan, StepResult
 from penstock.engine.requests import Request
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.window import Flight, InFlight
 from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, PenstockError
 
 if TYPE_CHECKING:
@@ -50,12 +49,6 @@ Sink = Callable[[str, list[Delta]], None]
 Clock = Callable[[], float]
 
 
-class InFlight(Struct):
-    plan: StepPlan
-    pending: Pending
-    launched_s: float
-
-
 class EngineCore:
     def __init__(
         self,
@@ -72,14 +65,13 @@ class EngineCore:
         self.scheduler = scheduler
         self.table = scheduler.table
         self.kv = kv
-        self._device = device
         self._sink = sink
         self._clock = clock
         self._depth = depth
         self._max_queue = max_queue
         self._deadline_s = deadline_s
         self._step_log = step_log
-        self._in_flight: deque[InFlight] = deque()
+        self._flight = Flight(device)
         self._requests: dict[tuple[str, str], Request] = {}
         self._siblings: dict[tuple[str, str], list[Request]] = {}  # leader -> requests that wait for it
         self._deadlines: list[tuple[float, int, Request]] = []
@@ -89,6 +81,8 @@ class EngineCore:
         self._last_step_s = clock()
         self._busy_s = 0.0
         self._device_free_s = 0.0  # when the device finished its last known step
+        self._work_s = self._device_s = self._host_s = 0.0
+        self._worked_until_s = 0.0  # as far as _work_s counts
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._finished = 0
         scheduler.on_impossible = self._fail_impossible
 
@@ -102,6 +96,8 @@ class EngineCore:
         except PenstockError as error:
             self._refuse(client, request.id, error)
             return
+        if not self.has_work:
+            self._worked_until_s = now
         record = Request(client, request, self._arrivals, now)
         self._arrivals += 1
         if record.expires_s is None and self._deadline_s is not None:
@@ -122,6 +118,8 @@ class EngineCore:
         request = self._requests.get((client, request_id))
         if request is None:
             return
+        if request.slot >= 0:
+            self._cut()
         generated = len(request.known) - request.prompt_len
         if keep is not None and 0 <= keep < generated:
             self._generated_tokens -= generated - keep
@@ -137,17 +135,30 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """A call of `step` would do something."""
-        return bool(self._requests or self._in_flight)
+        return bool(self._requests or len(self._flight))
 
     def step(self) -> None:
-        """Plan and launch a step; once more than `depth` are in flight, apply the oldest."""
+        """Plan and launch unless more than `depth` steps are in flight; then apply the oldest."""
         now = self._clock()
         self._expire(now)
-        plan = self.scheduler.schedule(now)
-        if plan is not None:
-            self._in_flight.append(InFlight(plan, self._device.launch(plan), now))
-        if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
-            self._apply(self._in_flight.popleft())
+        if self.scheduler.policy.num_waiting:
+            self._cut()
+        plan = None
+        if len(self._flight) <= self._depth:
+            plan = self.scheduler.schedule(now)
+            if plan is not None:
+                self._flight.launch(plan, now)
+            self._host_s += self._clock() - now
+        if len(self._flight) > (0 if plan is None else self._depth):
+            self._apply(self._flight.pop())
+
+    def _cut(self) -> None:
+        """Whatever is planned next should not wait for a window in flight."""
+        for step in self._flight.cut():
+            self._cancel(step)
+
+    def _cancel(self, step: InFlight) -> None:
+        self._requeue_preempted(self.scheduler.cancel(step))
 
     def _apply(self, done: InFlight) -> None:
         plan = done.plan
@@ -156,20 +167,21 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001  # whatever a device raises fails the requests of its step
             self._fail_step(plan, error)
             return
-        assert result is not None
+        if result is None:
+            self._cancel(done)
+            return
+        now = self._clock()
+        self._count(done, result, now)
         if result.broken:
             self._fail_rows(plan, result.broken)
         if self._step_log is not None:
             self._step_log(plan, result)
-        now = self._clock()
-        self._busy_s += now - max(done.launched_s, self._device_free_s)
-        self._device_free_s = self._last_step_s = now
-        self._steps += 1
         table = self.table
-        live = table.generation[plan.slots] == plan.generations
+        counts = done.counts()
+        live = (table.generation[plan.slots] == plan.generations) & (counts > 0)
         slots = plan.slots[live]
         table.in_flight[slots] -= 1
-        self._commit(slots, plan.counts[live])
+        self._commit(slots, counts[live])
         drew = live & plan.samples
         drawn = plan.slots[drew]
         tokens = result.tokens[drew]
@@ -183,6 +195,15 @@ class EngineCore:
         self._generated_tokens += len(drawn)
         self._emit(plan, result, drew, tokens, ended)
         self._requeue_preempted(slots)
+        self._host_s += self._clock() - now
+
+    def _count(self, done: InFlight, result: StepResult, now: float) -> None:
+        self._busy_s += now - max(done.launched_s, self._device_free_s)
+        self._device_free_s = self._last_step_s = now
+        self._work_s += now - self._worked_until_s
+        self._worked_until_s = now
+        self._device_s += result.device_s
+        self._steps += 1
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
@@ -289,13 +310,14 @@ class EngineCore:
             request = self.table.occupant[slot]
             if request is not None:
                 self._fail(request, PenstockError(f"the step that computed this request failed: {error}"))
-        while self._in_flight:
-            younger = self._in_flight.popleft()
+        self._cut()
+        while len(self._flight):
+            younger = self._flight.pop()
             try:
                 younger.pending.wait()
             except Exception as consequence:  # noqa: BLE001  # its requests are computed again
                 log.info("step %d failed after it: %s", younger.plan.step, consequence)
-            self.scheduler.take_back(younger.plan)
+            self.scheduler.take_back(younger)
 
     def _fail_rows(self, plan: StepPlan, rows: tuple[int, ...]) -> None:
         for row in rows:
@@ -317,6 +339,8 @@ class EngineCore:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, request = heapq.heappop(self._deadlines)
             if self._is_open(request):
+                if request.slot >= 0:
+                    self._cut()
                 waited = now - request.arrival_s
                 self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
 
@@ -369,6 +393,9 @@ class EngineCore:
             kv_blocks_owned=stats.owned,
             kv_blocks_reusable=stats.reusable,
             busy_s=self._busy_s,
+            work_s=self._work_s,
+            device_s=self._device_s,
+            host_s=self._host_s,
         )
 
     def check_idle(self) -> None:
@@ -385,5 +412,7 @@ class EngineCore:
         """Drop everything and stop the device."""
         for request in list(self._requests.values()):
             self._end(request)
-        self._in_flight.clear()
-        self._device.close()
+        for _ in self._flight.cut():
+            pass
+        self._flight.clear()
+        self._flight.device.close()

@@ -118,6 +118,9 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     kv_blocks_owned: int = 0
     kv_blocks_reusable: int = 0
     busy_s: float = 0.0  # seconds during which a step was on the device
+    work_s: float = 0.0  # … during which requests were open, up to the last completed step
+    device_s: float = 0.0  # … that the completed steps took, by the device's own clock
+    host_s: float = 0.0  # … spent on planning steps and on applying their results
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):

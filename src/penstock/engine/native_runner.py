@@ -107,7 +107,7 @@ class NativeRunner:
         self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
         self._logits = np.empty((num_slots, model.spec.vocab_size), np.float32)
         # As of the last launch; what the device knows of a slot follows when the launch runs.
-        self._by_host = np.zeros(num_slots, bool)
+        self._host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self._logprobs = np.full(num_slots, -1, np.int32)
         self._queue = self._executable.step_queue(
             sampler.table, self._requests.tokens, self._requests.tables, self._logits
@@ -124,11 +124,12 @@ class NativeRunner:
 
     def launch_window(self, plan: StepPlan) -> list[NativeStep]:
         for admission in plan.admissions:
-            self._by_host[admission.slot] = admission.sampling.needs_host
-            self._logprobs[admission.slot] = admission.sampling.logprobs
+            sampling = admission.sampling
+            self._host_upto[admission.slot] = admission.prompt_len + sampling.host_tokens
+            self._logprobs[admission.slot] = sampling.logprobs
         slots = plan.slots
-        by_host = self._by_host[slots]
-        held = bool(plan.prompt_logits.any() or (by_host & plan.samples).any())
+        by_host = plan.samples & (plan.starts + plan.counts < self._host_upto[slots])
+        held = bool(plan.prompt_logits.any() or by_host.any())
         attended = held or bool(plan.admissions)
         ks = self._logprobs[slots]
         launched = _Launched(plan, held, by_host, ks if (ks >= 0).any() else None)
@@ -167,7 +168,7 @@ class NativeRunner:
             sampling = admission.sampling
             self._queue.admit(
                 admission.slot,
-                sampling.needs_host,
+                admission.prompt_len + sampling.host_tokens,
                 sampling.logprobs,
                 admission.prompt_len + sampling.min_tokens,
                 [token for token in sampling.stop_token_ids if token < 2**31],
@@ -184,7 +185,7 @@ class NativeRunner:
     def _draw_for(self, launched: _Launched, launch: Any) -> None:
         """Tokens of the rows that the host draws."""
         plan = launched.plan
-        rows = np.flatnonzero(plan.samples & launched.by_host).astype(np.int32)
+        rows = np.flatnonzero(launched.by_host).astype(np.int32)
         if not len(rows):
             return
         slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]

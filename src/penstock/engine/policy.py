@@ -62,6 +62,10 @@ class Tenants:
         self._now = max(self._now, float(self.virtual[tenants].min()))
         np.add.at(self.virtual, tenants, tokens * self._per_token[tenants])
 
+    def refund(self, tenants: np.ndarray) -> None:
+        """int32[R]: one token of each row, charged and never computed."""
+        np.subtract.at(self.virtual, tenants, self._per_token[tenants])
+
     def _new_index(self) -> int:
         if self._free:
             return self._free.pop()

@@ -108,7 +108,8 @@ class RequestTable:
         self.tenant = np.zeros(num_slots, np.int32)
         self.arrival = np.zeros(num_slots, np.int64)
         self.active = np.zeros(num_slots, bool)
-        self.prompt_logits = np.zeros(num_slots, bool)
+        self.host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
+        self.prompt_logits_upto = np.zeros(num_slots, np.int32)  # logits of positions below it are wanted
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -132,7 +133,9 @@ class RequestTable:
         self.tenant[slot] = tenant_index
         self.arrival[slot] = request.arrival
         self.active[slot] = True
-        self.prompt_logits[slot] = sampling.prompt_logprobs >= 0
+        self.host_upto[slot] = request.prompt_len + sampling.host_tokens
+        # The prompt's last token predicts no token of the prompt.
+        self.prompt_logits_upto[slot] = request.prompt_len - 1 if sampling.prompt_logprobs >= 0 else 0
         request.slot, request.table = slot, self
         return slot
 

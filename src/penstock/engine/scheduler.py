@@ -20,6 +20,7 @@ import numpy as np
 from penstock.engine.plan import Admission, StepPlan, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
+from penstock.engine.window import InFlight, WindowPlanner
 from penstock.resource import Grant, Resource, TableUpdate
 
 _NO_ROWS = np.empty(0, np.int32)
@@ -32,11 +33,13 @@ class Scheduler:
         policy: OrderPolicy,
         resources: Sequence[Resource],
         token_budget: int,
+        longest_window: int = 1,
     ) -> None:
         self.table = table
         self.policy = policy
         self.resources = tuple(resources)
         self.token_budget = token_budget
+        self._windows = WindowPlanner(table, policy, resources, longest_window)
         self.preemptions = 0
         # Called with a request that is alone in the pool and still doesn't fit: its owner ends it.
         self.on_impossible: Callable[[Request], None] = self.release
@@ -211,26 +214,30 @@ class Scheduler:
     def _freeze(self, rows: np.ndarray, grants: np.ndarray, admissions: list[Admission]) -> StepPlan:
         table = self.table
         starts = table.planned[rows]
-        ends = starts + grants
-        samples = ends == table.known[rows] + table.pending[rows]
-        table.planned[rows] = ends
-        table.pending[rows] += samples
-        table.in_flight[rows] += 1
-        self.policy.tenants.charge(table.tenant[rows], grants)
+        samples = starts + grants == table.known[rows] + table.pending[rows]
+        steps = self._windows.steps(rows, grants)
+        counts = grants * steps
+        window = int(steps.max())
+        table.planned[rows] += counts
+        table.pending[rows] += samples * steps
+        table.in_flight[rows] += steps
+        self.policy.tenants.charge(table.tenant[rows], counts)
         updates: tuple[TableUpdate, ...] = ()
         for resource in self.resources:
             updates += resource.take_updates()
-        self._step += 1
+        first = self._step + 1
+        self._step += window
         return StepPlan(
-            step=self._step,
+            step=first,
             slots=frozen_array(rows, np.int32),
             generations=frozen_array(table.generation[rows], np.int32),
             starts=frozen_array(starts, np.int32),
-            counts=frozen_array(grants, np.int32),
+            counts=frozen_array(counts, np.int32),
             samples=frozen_array(samples, bool),
-            prompt_logits=frozen_array(table.prompt_logits[rows], bool),
+            prompt_logits=frozen_array(starts < table.prompt_logits_upto[rows], bool),
             admissions=tuple(admissions),
             updates=updates,
+            window=window,
         )
 
     # ------------------------------------------------------------------ leaving a slot
@@ -260,15 +267,30 @@ class Scheduler:
         self.table.leave(request)
         self.policy.push(request)
 
-    def take_back(self, plan: StepPlan) -> None:
+    def cancel(self, step: InFlight) -> np.ndarray:
+        """A launched step never runs, nor any after it: as if it was never planned. int32[n]: its slots."""
+        slots = self._living(step)
+        table = self.table
+        table.planned[slots] -= 1
+        table.pending[slots] -= 1
+        table.in_flight[slots] -= 1
+        self.policy.tenants.refund(table.tenant[slots])
+        return slots
+
+    def take_back(self, step: InFlight) -> None:
         """A launched step will not be applied: its living requests wait again, with the tokens known."""
-        slots = plan.slots[self.table.generation[plan.slots] == plan.generations]
+        slots = self._living(step)
         self.table.in_flight[slots] -= 1
         for slot in slots.tolist():
             if self.table.active[slot]:
                 self._preempt(slot)
             elif not self.table.in_flight[slot]:
                 self.requeue(self._occupant(slot))
+
+    def _living(self, step: InFlight) -> np.ndarray:
+        """int32[n]: slots of a launched step whose requests are still in them."""
+        plan = step.plan
+        return plan.slots[(self.table.generation[plan.slots] == plan.generations) & (step.counts() > 0)]
 
     def _preempt(self, slot: int) -> None:
         """Take everything from a running request; its tokens in flight are kept when they come."""
