@@ -114,6 +114,8 @@ void bind_weights(nb::module_& m) {
                                                                               nb::find(self));
                    })
       .def_prop_ro("n", [](const PackedWeight& self) { return self.weight().n; })
+      .def_prop_ro("experts", [](const PackedWeight& self) { return self.weight().experts; })
+      .def_prop_ro("gated", [](const PackedWeight& self) { return self.weight().gated; })
       .def_prop_ro("format", [](const PackedWeight& self) { return int(self.weight().format); })
       .def_prop_ro("nbytes", &PackedWeight::nbytes);
   m.def(

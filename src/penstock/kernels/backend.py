@@ -57,9 +57,29 @@ class Backend(Protocol):
         ...
 
 
+class WeightCache(Protocol):
+    """Prepared weights of one model kept from an earlier start. Thread-safe."""
+
+    def load(self, key: str) -> Any | None:
+        """The weight kept under `key`; None if there is none, or it is damaged."""
+        ...
+
+    def add(self, key: str, weight: Any) -> None:
+        """Keep a weight that `load` did not have."""
+        ...
+
+    def finish(self) -> None:
+        """All weights of the model were loaded or added."""
+        ...
+
+
 @runtime_checkable
 class ProgramBackend(Backend, Protocol):
     """A backend that executes Programs."""
+
+    def weight_cache(self, revision: str) -> WeightCache | None:
+        """The cache of the model with this revision; None if nothing is gained by one."""
+        ...
 
     def compile(self, program: Program) -> Any:
         """An executable (see kernels.cpu.executable.Executable)."""

@@ -25,6 +25,7 @@ from penstock.kernels.backend import (
     OpTableBackend,
     ProgramBackend,
     Role,
+    WeightCache,
     open_backend,
 )
 from penstock.kernels.ops import WeightTensor
@@ -152,6 +153,7 @@ def load_model(
     the longest context that will be served (default: the declared one); LongRoPE picks its set by it.
     """
     opened = open_backend(backend, options) if isinstance(backend, str) else backend
+    cache = opened.weight_cache(info.revision) if isinstance(opened, ProgramBackend) else None
     with _opened(info) as tensors:
         groups = [tensors.model, *tensors.layers]
         jobs = [(number, name, parts) for number, group in enumerate(groups) for name, parts in group.items()]
@@ -161,19 +163,31 @@ def load_model(
         # The largest first: a wide head that starts last would leave the other cores idle.
         jobs.sort(key=lambda job: -sum(prod(part.shape) for part in job[2]))
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            prepared = pool.map(lambda job: _prepare(opened, job[1], job[2]), jobs)
+            prepared = pool.map(lambda job: _prepare(opened, cache, *job), jobs)
             for (number, name, parts), weight in zip(jobs, prepared, strict=True):
                 weights[number][name] = weight
                 done += sum(prod(part.shape) for part in parts)
                 if progress is not None:
                     progress("weights", done / total)
+    if cache is not None:
+        cache.finish()
     if isinstance(opened, ProgramBackend):
         return LoweredModel(info.spec, opened, weights[0], weights[1:], context)
     assert isinstance(opened, OpTableBackend)
     return Model(info.spec, opened.ops, weights[0], weights[1:], context)
 
 
-def _prepare(backend: Backend, name: str, parts: list[WeightTensor]) -> Any:
+def _prepare(
+    backend: Backend, cache: WeightCache | None, group: int, name: str, parts: list[WeightTensor]
+) -> Any:
     if len(parts[0].shape) == 1 or name.endswith("_bias"):
         return backend.vector(parts)
-    return backend.prepare_gated(parts) if name in GATED else backend.prepare(parts, ROLES.get(name, "layer"))
+    key = f"{group}.{name}"
+    if cache is not None and (kept := cache.load(key)) is not None:
+        return kept
+    weight = (
+        backend.prepare_gated(parts) if name in GATED else backend.prepare(parts, ROLES.get(name, "layer"))
+    )
+    if cache is not None:
+        cache.add(key, weight)
+    return weight

@@ -12,6 +12,7 @@ from penstock.kernels.backend import BackendOptions, KVForm, Role
 from penstock.kernels.cpu import _native
 from penstock.kernels.cpu.executable import Executable
 from penstock.kernels.cpu.memory import zeroed
+from penstock.kernels.cpu.packed_cache import PackedCache
 from penstock.kernels.cpu.weights import CpuWeights
 from penstock.kernels.ops import WeightTensor
 from penstock.kernels.program import Program
@@ -44,6 +45,11 @@ class CpuBackend:
     def prepare_gated(self, parts: Sequence[WeightTensor]) -> Any:
         return self._weights.prepare_gated(parts)
 
+    def weight_cache(self, revision: str) -> WeightCache | None:
+        """None for float32: those weights are copies of the file."""
+        form = self._weights.precision
+        return None if form == "float32" else WeightCache(PackedCache(revision, form), self._weights)
+
     def vector(self, parts: Sequence[WeightTensor]) -> Any:
         return self._weights.vector(parts)
 
@@ -53,6 +59,22 @@ class CpuBackend:
     def allocate_kv(self, layout: Any, num_blocks: int) -> np.ndarray:
         """uint8[num_blocks · block bytes], zero pages."""
         return zeroed(num_blocks * layout.block_bytes)
+
+
+class WeightCache:
+    """`penstock.kernels.backend.WeightCache` over a PackedCache."""
+
+    def __init__(self, cache: PackedCache, weights: CpuWeights) -> None:
+        self._cache, self._weights = cache, weights
+
+    def load(self, key: str) -> Any | None:
+        return self._cache.load(key, self._weights.regions)
+
+    def add(self, key: str, weight: Any) -> None:
+        self._cache.add(key, weight)
+
+    def finish(self) -> None:
+        self._cache.finish()
 
 
 def choose_instruction_set(name: str) -> str:

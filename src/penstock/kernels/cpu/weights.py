@@ -75,7 +75,7 @@ class CpuWeights:
 
     def __init__(self, precision: WeightsForm = "file") -> None:
         self.precision = precision
-        self._regions = Regions()
+        self.regions = Regions()
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
@@ -157,7 +157,7 @@ class CpuWeights:
                 form, contents = Form(F32), [None] * len(parts)
         *outer, _, k = parts[0].shape
         experts, n = prod(outer), sum(part.shape[-2] for part in parts)
-        memory = self._regions.take(_packed_bytes(form, n, k, experts, gated))
+        memory = self.regions.take(_packed_bytes(form, n, k, experts, gated))
         packed = _native.PackedWeight(form.format, n, k, experts, gated, memory, True, form.group)
         packed.per_token = any(getattr(content, "activation", None) == "token" for content in contents)
         first = 0
