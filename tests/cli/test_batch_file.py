@@ -38,7 +38,7 @@ def ids_of(path: Path) -> list[str]:
 
 def complete(source: Path, target: Path) -> None:
     with ResultFile(target) as results:
-        asyncio.run(run_batch(source, results, echo, window=3))
+        asyncio.run(run_batch(source, results, echo, concurrency=3))
 
 
 @given(st.data())
@@ -71,7 +71,7 @@ def test_finished_lines_are_not_answered_again(tmp_path: Path) -> None:
         return await echo(line)
 
     with ResultFile(target) as results:
-        asyncio.run(run_batch(source, results, count, window=3))
+        asyncio.run(run_batch(source, results, count, concurrency=3))
     assert sorted(asked) == ["a", "c"]
 
 
@@ -91,7 +91,7 @@ def test_the_window_bounds_requests_in_flight(tmp_path: Path, window: int) -> No
         return await echo(line)
 
     with ResultFile(tmp_path / "out") as results:
-        asyncio.run(run_batch(source, results, slow, window=window))
+        asyncio.run(run_batch(source, results, slow, concurrency=window))
     assert most == min(window, 40)
     assert len(ids_of(tmp_path / "out")) == 40
 
@@ -106,7 +106,7 @@ def test_an_engine_failure_ends_the_batch_and_keeps_what_is_done(tmp_path: Path)
         return await echo(line)
 
     with ResultFile(target) as results, pytest.raises(EngineUnavailable, match="the engine died"):
-        asyncio.run(run_batch(source, results, dies, window=1))
+        asyncio.run(run_batch(source, results, dies, concurrency=1))
     assert ids_of(target) == ["a", "b", "c"]
     complete(source, target)
     assert sorted(ids_of(target)) == list("abcdef")

@@ -150,7 +150,7 @@ def test_batch_answers_as_the_api_would(penstock: Penstock, tiny: Path, tmp_path
         file.write(json.dumps({"custom_id": "bad", "url": "/v1/completions", "body": {"model": "m"}}) + "\n")
         body = {"model": "m", "prompt": "x" * 2000, "max_tokens": 4}
         file.write(json.dumps({"custom_id": "long", "url": "/v1/completions", "body": body}) + "\n")
-    result = penstock("batch", source, "out.jsonl", "--model", tiny, "--window", "3")
+    result = penstock("batch", source, "out.jsonl", "--model", tiny, "--concurrency", "3")
     assert result.returncode == 0, result.stderr
     assert "6 answered, 3 refused" in result.stderr
     found = {
@@ -183,7 +183,7 @@ def test_batch_survives_kill_9(penstock: Penstock, tiny: Path, tmp_path: Path, e
         str(target),
         "-m",
         str(tiny),
-        "--window",
+        "--concurrency",
         "4",
     ]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

@@ -40,7 +40,7 @@ def batch(
             "--model", "-m", help="answers every line; default: the model that the first line names"
         ),
     ] = None,
-    window: Annotated[int, typer.Option("--window", min=1, help="requests in flight at most")] = 256,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="requests in flight at most")] = 256,
     *,
     engine: dict[str, Any],
 ) -> None:
@@ -61,7 +61,7 @@ def batch(
         left = len(wanted) - len(results.finished)
         if left:
             failed = asyncio.run(
-                _answer_all(source, results, settings, model is not None, window, len(wanted))
+                _answer_all(source, results, settings, model is not None, concurrency, len(wanted))
             )
             console.note(f"{left - failed} answered, {failed} refused, {len(wanted) - left} were done before")
         else:
@@ -69,7 +69,7 @@ def batch(
 
 
 async def _answer_all(
-    source: Path, results: Any, settings: EngineSettings, any_model: bool, window: int, total: int
+    source: Path, results: Any, settings: EngineSettings, any_model: bool, concurrency: int, total: int
 ) -> int:
     """Returns how many lines were refused."""
     from penstock.cli import console
@@ -95,7 +95,7 @@ async def _answer_all(
                 failed += result.response is None or result.response.status_code != 200
                 advance()
 
-            await run_batch(source, results, answers.answer, window=window, on_done=done)
+            await run_batch(source, results, answers.answer, concurrency=concurrency, on_done=done)
     finally:
         await service.close()
     return failed

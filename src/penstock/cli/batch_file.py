@@ -168,14 +168,14 @@ async def run_batch(
     results: ResultFile,
     answer: Answer,
     *,
-    window: int,
+    concurrency: int,
     on_done: Callable[[ResultLine], None] = lambda result: None,
 ) -> None:
-    """Answer every line of `source` that is not finished, at most `window` at once.
+    """Answer every line of `source` that is not finished, at most `concurrency` at once.
 
     What `answer` raises ends the batch: the lines in flight are given up, the file stays resumable.
     """
-    places = asyncio.Semaphore(window)
+    places = asyncio.Semaphore(concurrency)
 
     async def one(line: BatchLine) -> None:
         try:
