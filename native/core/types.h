@@ -6,6 +6,10 @@
 
 #include <cstdint>
 
+// Functions that kernels share with other code are never compiled by themselves: the linker would keep one
+// copy, and it could be one with instructions that a machine lacks.
+#define PENSTOCK_INLINE __attribute__((always_inline)) inline
+
 namespace penstock {
 
 constexpr int kPanel = 16;      // output features (columns of the product) that a panel holds
@@ -99,7 +103,7 @@ struct Weight {
   int32_t group;          // inputs that share a scale: Q4Group, Q8Group
   bool per_token;         // the checkpoint prescribes activations with one scale per token
 
-  const uint8_t* panel(int index, int expert = 0) const {
+  PENSTOCK_INLINE const uint8_t* panel(int index, int expert = 0) const {
     return data + expert * expert_stride + index * panel_stride;
   }
 };
@@ -107,6 +111,9 @@ struct Weight {
 // A [rows, K] input of linear layers: float32, or int8 with a scale per 32 inputs, or both.
 // q is zero beyond K up to a multiple of 64. Per row and group: scale, sum = scale * sum(q),
 // start = kMagicBits - 128 * sum(q) (where the sum of a Q8 product starts).
+//
+// Fine: 15 bits instead of 8, as two int8 rows one after the other whose products are added,
+// x = scale * (128 * q of the first + q of the second). For the inputs whose rounding costs most.
 struct Activations {
   float* f = nullptr;
   int64_t f_stride = 0;
@@ -118,10 +125,17 @@ struct Activations {
   // kMagicBits - 32 * sum(q) of both halves of the group, 2 * s_stride a row: only where a Q6 weight reads.
   int32_t* half = nullptr;
   int64_t s_stride = 0;
+  bool fine = false;
 
-  Activations row(int64_t index) const {
+  PENSTOCK_INLINE Activations row(int64_t index) const {
     Activations a = *this;
     if (f) a.f += index * f_stride;
+    return a.skip(fine ? 2 * index : index);
+  }
+
+  // The same without `index` rows of int8.
+  PENSTOCK_INLINE Activations skip(int64_t index) const {
+    Activations a = *this;
     if (q) {
       a.q += index * q_stride;
       a.scale += index * s_stride;
@@ -163,8 +177,8 @@ struct LayerPages {
   int32_t group;
   KvKind kind;
 
-  uint8_t* k(int32_t block, int head) const { return base + block * block_stride + head * head_stride; }
-  uint8_t* v(int32_t block, int head) const { return k(block, head) + v_offset; }
+  PENSTOCK_INLINE uint8_t* k(int32_t block, int head) const { return base + block * block_stride + head * head_stride; }
+  PENSTOCK_INLINE uint8_t* v(int32_t block, int head) const { return k(block, head) + v_offset; }
 };
 
 struct HeadShape {

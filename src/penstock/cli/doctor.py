@@ -82,6 +82,7 @@ def findings(settings: EngineSettings) -> Iterator[Finding]:
         ("machine", _machine),
         ("python", _python),
         ("packages", _packages),
+        ("kernels", _kernels),
         ("backend", _backend),
         ("model store", _store),
         ("model", _model),
@@ -131,6 +132,28 @@ def _packages(settings: EngineSettings) -> Iterator[Finding]:
 
     blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     yield Finding("ok", "blas", f"{blas.get('name')} {blas.get('version')}")
+
+
+def _kernels(settings: EngineSettings) -> Iterator[Finding]:
+    """Every set of native kernels: the one that runs, those that could, and what the others miss."""
+    try:
+        from penstock.kernels.cpu import _native
+    except ImportError as error:
+        yield Finding(
+            "broken",
+            "kernels",
+            f"the native extension is missing: {error}; install penstock again with a C++ compiler",
+        )
+        return
+    chosen = settings.instruction_set
+    for name, present, reason in _native.instruction_sets():
+        if present and chosen in ("auto", name):
+            yield Finding("ok", "kernels", f"{name}, used ({settings.instruction_set}): {reason}")
+            chosen = name
+        elif chosen == name:
+            yield Finding("broken", "kernels", f"{name} is asked for but cannot be used here: {reason}")
+        else:
+            yield Finding("ok", "kernels", f"{name}, not used: {reason}")
 
 
 def _backend(settings: EngineSettings) -> Iterator[Finding]:
