@@ -79,6 +79,7 @@ class Executor {
   void plan(const Batch& batch);
   void plan_items(std::vector<Item>& items, bool split);
   void layout(int tokens);
+  void choose_fine();
   void run(Lane& lane);
   void run_team(bool whole);
   void quantize(Lane& lane, Buffer buffer, int rows, int n);
@@ -111,6 +112,8 @@ class Executor {
   std::array<Activations, int(Buffer::Count)> shared_{};
   std::vector<std::array<Activations, int(Buffer::Count)>> private_;  // per thread, kPrivateTokens rows
   Arena arena_;
+  bool fine_ = false;       // some norm makes fine inputs
+  bool fine_head_ = false;  // the head reads them
   int capacity_ = 0;
   int phases_ = 0;
   bool fused_mixed_ = false;  // attention itself makes int8 of its result

@@ -29,6 +29,7 @@ enum class Buffer : int32_t {
 
 struct Operation {
   Code code;
+  bool fine = false;     // a norm makes, a linear layer reads fine inputs (types.h); the executor decides
   Buffer source = Buffer::X;
   Buffer target = Buffer::X;
   int32_t weight = -1;   // index of a Weight

@@ -130,10 +130,27 @@ inline void tile_of(int rows, const Weight& w, const Activations& a, const uint8
   if constexpr (M > 1) tile_of<M - 1>(rows, w, a, panel, ahead, out);
 }
 
-// Rows [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
+// Rows of int8 or float [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
+inline void product_of(const LinearArgs& args, int panel, const Activations& input, bool ahead, int rows, float* out) {
+  tile_of(rows, *args.weight, input, args.weight->panel(panel, args.expert), ahead, out);
+}
+
 inline void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
-  const bool ahead = args.prefetch && first == 0;
-  tile_of(rows, *args.weight, args.input.row(first), args.weight->panel(panel, args.expert), ahead, out);
+  product_of(args, panel, args.input.row(first), args.prefetch && first == 0, rows, out);
+}
+
+// The same of fine inputs, whose two products are added; rows <= kFineRows.
+constexpr int kFineRows = kTileRows > 1 ? kTileRows / 2 : 1;
+inline void product_fine(const LinearArgs& args, int panel, int first, int rows, float* out) {
+  alignas(64) float planes[2 * kFineRows * kPanel];
+  const Activations input = args.input.row(first);
+  for (int r = 0; r < 2 * rows; r += kTileRows) {
+    const int count = 2 * rows - r < kTileRows ? 2 * rows - r : kTileRows;
+    product_of(args, panel, input.skip(r), args.prefetch && first == 0 && r == 0, count, planes + r * kPanel);
+  }
+  for (int r = 0; r < rows; ++r) {
+    store(out + r * kPanel, add(load(planes + 2 * r * kPanel), load(planes + (2 * r + 1) * kPanel)));
+  }
 }
 
 inline f32 load_bias(const float* bias, int column, int count) {
@@ -149,9 +166,10 @@ inline void each_tile(const LinearArgs& args, Emit emit) {
     const int column = panel * kPanel;
     const int count = w.n - column < kPanel ? w.n - column : kPanel;
     const f32 bias = load_bias(args.bias, column, count);
-    for (int first = 0; first < args.rows; first += kTileRows) {
-      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
-      product(args, panel, first, rows, out);
+    const int most = args.input.fine ? kFineRows : kTileRows;
+    for (int first = 0; first < args.rows; first += most) {
+      const int rows = args.rows - first < most ? args.rows - first : most;
+      (args.input.fine ? product_fine : product)(args, panel, first, rows, out);
       for (int r = 0; r < rows; ++r) emit(first + r, column, count, add(load(out + r * kPanel), bias));
     }
   }

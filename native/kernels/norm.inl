@@ -3,13 +3,8 @@
 // kMagicBits - factor * sum. The integers of a NaN are anything, and wrap.
 inline int32_t magic_minus(uint32_t factor, uint32_t sum) { return int32_t(uint32_t(kMagicBits) - factor * sum); }
 
-// 32 floats to int8 with scale = peak / 127, and what the products need of them. A NaN or infinity
-// makes the scale NaN or infinite, hence the whole row's products: nothing broken turns into a number.
-inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
-  float scale = peak * (1.0f / 127.0f);
-  f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f);
-  i32 qa = round_to_int(mul(a, inverse));
-  i32 qb = round_to_int(mul(b, inverse));
+// 32 integers to int8, and what the products need of them.
+inline void store_group(i32 qa, i32 qb, float scale, const Activations& out, int64_t g) {
   store_i8(out.q + g * kGroup, qa);
   store_i8(out.q + g * kGroup + 16, qb);
   int32_t sum = hsum(iadd(qa, qb));
@@ -23,8 +18,28 @@ inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_
   }
 }
 
+// 32 floats to int8 with scale = peak / 127. A NaN or infinity makes the scale NaN or infinite, hence the
+// whole row's products: nothing broken turns into a number.
+inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
+  const f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f);
+  store_group(round_to_int(mul(a, inverse)), round_to_int(mul(b, inverse)), peak * (1.0f / 127.0f), out, g);
+}
+
+// The same to 15 bits: 128 * high + low, both in -127 .. 127.
+inline void quantize_fine(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
+  constexpr float kSteps = 127.0f * 128.0f;
+  const f32 inverse = set1(peak > 0.0f ? kSteps / peak : 0.0f), down = set1(1.0f / 128.0f), up = set1(-128.0f);
+  const f32 va = round_even(mul(a, inverse)), vb = round_even(mul(b, inverse));
+  const f32 ha = round_even(mul(va, down)), hb = round_even(mul(vb, down));
+  const float step = peak / kSteps;
+  store_group(round_to_int(ha), round_to_int(hb), 128.0f * step, out, g);
+  store_group(round_to_int(fma(ha, up, va)), round_to_int(fma(hb, up, vb)), step, out.skip(1), g);
+}
+
 inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
-  quantize_to(abs_peak(a, b), a, b, out, g);
+  const float peak = abs_peak(a, b);
+  if (out.fine) return quantize_fine(peak, a, b, out, g);
+  quantize_to(peak, a, b, out, g);
 }
 
 inline void quantize_tail(int n, const Activations& out) {

@@ -116,6 +116,27 @@ TABLE: tuple[Metric, ...] = (
     Metric("penstock_steps_total", "counter", "", ("model",), "Engine steps completed"),
     Metric("penstock_busy_seconds_total", "counter", "s", ("model",), "Time with a step on the device"),
     Metric(
+        "penstock_step_work_seconds_total",
+        "counter",
+        "s",
+        ("model",),
+        "Time with requests open in the engine; 1 - device / work is the share lost outside steps",
+    ),
+    Metric(
+        "penstock_step_device_seconds_total",
+        "counter",
+        "s",
+        ("model",),
+        "Time that steps took, by the device's own clock",
+    ),
+    Metric(
+        "penstock_step_host_seconds_total",
+        "counter",
+        "s",
+        ("model",),
+        "Time spent planning steps and applying their results, most of it while the device works",
+    ),
+    Metric(
         "penstock_engine_restarts_total",
         "counter",
         "",
@@ -146,6 +167,9 @@ class EngineProgress(Protocol):
     kv_blocks_owned: int
     kv_blocks_reusable: int
     busy_s: float
+    work_s: float
+    device_s: float
+    host_s: float
 
 
 # Progress counter -> series. An engine that restarts counts from zero; the series goes on.
@@ -156,6 +180,9 @@ _ENGINE_COUNTERS = {
     "generated_tokens": "penstock_sampled_tokens_total",
     "preemptions": "penstock_preemptions_total",
     "busy_s": "penstock_busy_seconds_total",
+    "work_s": "penstock_step_work_seconds_total",
+    "device_s": "penstock_step_device_seconds_total",
+    "host_s": "penstock_step_host_seconds_total",
 }
 
 
