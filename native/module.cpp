@@ -164,11 +164,8 @@ class Engine {
   void forward(const Array<int32_t, 1>& tokens, const Array<int32_t, 1>& starts, const Array<int32_t, 1>& counts,
                const std::vector<Array<int32_t, 2>>& tables, const std::optional<Array<int32_t, 1>>& index,
                const Array<int32_t, 1>& rows, std::optional<Out<float, 2>> out, std::optional<Out<int32_t, 1>> best) {
-    Batch batch;
-    batch.rows = int32_t(starts.shape(0));
-    batch.starts = starts.data(), batch.counts = counts.data(), batch.tokens = tokens.data();
+    Batch batch = batch_of(tokens, starts, counts, tables);
     batch.index = index ? index->data() : nullptr;
-    for (const auto& table : tables) batch.tables.push_back({table.data(), int64_t(table.shape(1))});
     const int n = int(rows.shape(0));
     require(n == 0 || (out && int(out->shape(0)) >= n && int(out->shape(1)) == executor_.program().vocab),
             "logits [n, vocab] have another shape");
@@ -177,6 +174,14 @@ class Engine {
     const int32_t* wanted = rows.data();
     nb::gil_scoped_release release;
     executor_.forward(batch, wanted, n, logits, chosen);
+  }
+
+  // Runs the batch to choose what is fine by it; nothing if there is nothing to choose from.
+  void choose_fine(const Array<int32_t, 1>& tokens, const Array<int32_t, 1>& starts, const Array<int32_t, 1>& counts,
+                   const std::vector<Array<int32_t, 2>>& tables) {
+    const Batch batch = batch_of(tokens, starts, counts, tables);
+    nb::gil_scoped_release release;
+    if (executor_.can_be_fine()) executor_.choose_fine(batch);
   }
 
   // Launches over a request table, for penstock.engine.native_runner. The arrays are the caller's to keep alive.
@@ -217,6 +222,15 @@ class Engine {
   auto take_clocks() { return executor_.take_clocks(); }
 
  private:
+  static Batch batch_of(const Array<int32_t, 1>& tokens, const Array<int32_t, 1>& starts,
+                        const Array<int32_t, 1>& counts, const std::vector<Array<int32_t, 2>>& tables) {
+    Batch batch;
+    batch.rows = int32_t(starts.shape(0));
+    batch.starts = starts.data(), batch.counts = counts.data(), batch.tokens = tokens.data();
+    for (const auto& table : tables) batch.tables.push_back({table.data(), int64_t(table.shape(1))});
+    return batch;
+  }
+
   std::shared_ptr<ThreadPool> pool_;
   Executor executor_;
 };
@@ -241,6 +255,7 @@ NB_MODULE(_native, m) {
            "block_size"_a, "itemsize"_a, nb::keep_alive<1, 2>())
       .def("forward", &Engine::forward, "tokens"_a, "starts"_a, "counts"_a, "tables"_a, "index"_a.none(), "rows"_a,
            "out"_a.none(), "best"_a.none())
+      .def("choose_fine", &Engine::choose_fine, "tokens"_a, "starts"_a, "counts"_a, "tables"_a)
       .def("step_queue", &Engine::step_queue, "sampler"_a, "tokens"_a, "tables"_a, "logits"_a, nb::keep_alive<0, 1>(),
            nb::keep_alive<0, 2>(), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>(), nb::keep_alive<0, 5>())
       .def("hidden", &Engine::hidden)

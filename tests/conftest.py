@@ -6,7 +6,9 @@ Profiles: `dev` draws new examples on every run, `ci` (chosen when CI is set) is
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy is imported anywhere: a worker that takes every core starves its neighbour.
@@ -21,6 +23,16 @@ settings.register_profile("dev", **_COMMON)
 settings.register_profile("ci", derandomize=True, database=None, print_blob=True, **_COMMON)
 settings.register_profile("nightly", max_examples=1000, **_COMMON)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def penstock_log_as_it_was() -> Iterator[None]:
+    """A command that is run in this process sets the log up; the next test's `caplog` must still hear it."""
+    logger = logging.getLogger("penstock")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
     phases_ += 3;
   }
   phases_ += kExtraPhases;
-  choose_fine();
+  for (size_t i = 0; i < program_.operations.size(); ++i) {
+    if (fine_reader(i) || takes_fine(p.head)) fine_room_ = p.hidden / (2 * kGroup) / 2;
+  }
   for (int b = 0; b < int(Buffer::Count); ++b) as_floats_[b] = as_floats_[b] || per_token(Buffer(b));
   fused_mixed_ = fused_mixed_ && quantized_[int(Buffer::Mixed)] && !per_token(Buffer::Mixed);
   for (Buffer buffer : {Buffer::X, Buffer::Qkv, Buffer::Q, Buffer::Delta, Buffer::Scores, Buffer::Shared,
@@ -78,20 +80,6 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
   cos_.resize(p.ropes.size());
   sin_.resize(p.ropes.size());
   grow(kPrivateTokens);
-}
-
-// The inputs of QKV and of the head are fine: there the rounding to 8 bits costs two thirds of all that it
-// costs, and they are a tenth of a long prompt's arithmetic, or none.
-void Executor::choose_fine() {
-  if (per_token(Buffer::Normed)) return;
-  Operation* norm = nullptr;
-  for (Operation& op : program_.operations) {
-    if (op.code == Code::Norm || op.code == Code::AddNorm) norm = &op;
-    const bool qkv = op.code == Code::Linear && op.source == Buffer::Normed && op.target == Buffer::Qkv;
-    if (!norm || !qkv || !is_quantized(program_.weights[op.weight].format)) continue;
-    norm->fine = op.fine = fine_ = true;
-  }
-  fine_head_ = is_quantized(program_.weights[program_.head].format);
 }
 
 // One arena for `tokens` rows of every buffer and the threads' private rows. Called twice: to count, to place.
@@ -112,8 +100,7 @@ void Executor::layout(int tokens) {
       a.f = reinterpret_cast<float*>(take(4 * a.f_stride * count));
     }
     if (quantized_[b]) {
-      if (b == int(Buffer::Normed) && (fine_ || fine_head_)) count *= 2;
-      a.q_stride = round_up(width, 64);
+      a.q_stride = round_up(width, 64) + (b == int(Buffer::Normed) ? 2 * kGroup * fine_room_ : 0);
       a.s_stride = a.q_stride / kGroup;
       a.q = reinterpret_cast<int8_t*>(take(a.q_stride * count));
       a.scale = reinterpret_cast<float*>(take(4 * a.s_stride * count));
@@ -270,7 +257,7 @@ void Executor::norm(Lane& lane, const Operation& op) {
     kernels_->add(shared_[int(Buffer::X)].row(token).f, delta, op.scale, d);
   };
   Activations out = input(lane, Buffer::Normed);
-  out.fine = op.fine;
+  out.fine = op.fine.data(), out.fine_pairs = int(op.fine.size());
   auto make = [&](int token) {
     norm_row(shared_[int(Buffer::X)].row(token).f, op.gain, out.row(token));
   };
@@ -295,7 +282,7 @@ void Executor::linear(Lane& lane, const Operation& op) {
   LinearArgs args{};
   args.weight = &weight;
   args.input = input(lane, op.source);
-  args.input.fine = op.fine;
+  args.input.fine = op.fine.data(), args.input.fine_pairs = int(op.fine.size());
   args.rows = tokens_;
   args.bias = op.bias;
   args.scale = op.scale;
@@ -428,7 +415,7 @@ void Executor::run_head(Lane& lane) {
   const int d = program_.hidden, n = head_count_;
   const bool small = n <= kPrivateTokens;
   Activations normed = small ? private_[lane.thread][int(Buffer::Normed)] : shared_[int(Buffer::Normed)];
-  normed.fine = fine_head_;
+  normed.fine = fine_head_.data(), normed.fine_pairs = int(fine_head_.size());
   auto make = [&](int i) {
     const Activations out = normed.row(i);
     if (head_input_) {
@@ -492,6 +479,7 @@ void Executor::run(Lane& lane) {
       case Code::Experts: mix_experts(lane, op); break;
       case Code::AddSigmoid: add_sigmoid(lane); break;
     }
+    if (observed_ && lane.thread == 0) observe(op);
     clock(int(op.code));
   }
   if (head_count_) run_head(lane);

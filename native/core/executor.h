@@ -50,6 +50,11 @@ class Executor {
   // stay for `hidden` and `logits`.
   void forward(const Batch& batch, const int32_t* rows, int n, float* out, int32_t* best);
 
+  // Runs the batch and chooses by it which inputs are fine from now on (core/fine.cpp).
+  void choose_fine(const Batch& batch);
+  // Whether there are inputs to choose from.
+  bool can_be_fine() const { return fine_room_ > 0; }
+
   // Final-normed hidden states [n, hidden] of tokens `rows`.
   void hidden(const int32_t* rows, int n, float* out);
 
@@ -79,7 +84,9 @@ class Executor {
   void plan(const Batch& batch);
   void plan_items(std::vector<Item>& items, bool split);
   void layout(int tokens);
-  void choose_fine();
+  Operation* fine_reader(size_t norm);
+  bool takes_fine(int weight) const;
+  void observe(const Operation& op);
   void run(Lane& lane);
   void run_team(bool whole);
   void quantize(Lane& lane, Buffer buffer, int rows, int n);
@@ -112,8 +119,9 @@ class Executor {
   std::array<Activations, int(Buffer::Count)> shared_{};
   std::vector<std::array<Activations, int(Buffer::Count)>> private_;  // per thread, kPrivateTokens rows
   Arena arena_;
-  bool fine_ = false;       // some norm makes fine inputs
-  bool fine_head_ = false;  // the head reads them
+  int fine_room_ = 0;                // fine pairs that a row of `normed` has room for
+  std::vector<uint16_t> fine_head_;  // pairs that the head reads fine
+  std::vector<double>* observed_ = nullptr;  // while they are chosen: per operation, squared scales by pair
   int capacity_ = 0;
   int phases_ = 0;
   bool fused_mixed_ = false;  // attention itself makes int8 of its result

@@ -29,7 +29,6 @@ enum class Buffer : int32_t {
 
 struct Operation {
   Code code;
-  bool fine = false;     // a norm makes, a linear layer reads fine inputs (types.h); the executor decides
   Buffer source = Buffer::X;
   Buffer target = Buffer::X;
   int32_t weight = -1;   // index of a Weight
@@ -49,6 +48,7 @@ struct Operation {
   int32_t top_k = 0;
   bool softmax_before = false;
   bool normalize = false;
+  std::vector<uint16_t> fine;  // pairs that a norm makes and a linear layer reads fine (core/fine.cpp)
 };
 
 // Angles per position: float32 inverse frequencies [half], factor on cos and sin.

@@ -112,8 +112,8 @@ struct Weight {
 // q is zero beyond K up to a multiple of 64. Per row and group: scale, sum = scale * sum(q),
 // start = kMagicBits - 128 * sum(q) (where the sum of a Q8 product starts).
 //
-// Fine: 15 bits instead of 8, as two int8 rows one after the other whose products are added,
-// x = scale * (128 * q of the first + q of the second). For the inputs whose rounding costs most.
+// Fine pairs: pairs of groups (64 inputs) of which also what the rounding left is held, in 128th steps, as
+// further pairs behind the row's own. Products of the same weights with them are added (core/fine.cpp).
 struct Activations {
   float* f = nullptr;
   int64_t f_stride = 0;
@@ -125,17 +125,12 @@ struct Activations {
   // kMagicBits - 32 * sum(q) of both halves of the group, 2 * s_stride a row: only where a Q6 weight reads.
   int32_t* half = nullptr;
   int64_t s_stride = 0;
-  bool fine = false;
+  const uint16_t* fine = nullptr;  // [fine_pairs] ascending
+  int32_t fine_pairs = 0;
 
   PENSTOCK_INLINE Activations row(int64_t index) const {
     Activations a = *this;
     if (f) a.f += index * f_stride;
-    return a.skip(fine ? 2 * index : index);
-  }
-
-  // The same without `index` rows of int8.
-  PENSTOCK_INLINE Activations skip(int64_t index) const {
-    Activations a = *this;
     if (q) {
       a.q += index * q_stride;
       a.scale += index * s_stride;

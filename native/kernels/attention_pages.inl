@@ -17,10 +17,8 @@ struct Keys {
 // Loaded once for all N queries: GCC would load it again for each, and few queries would wait for loads. With as
 // many as the registers hold, it does better by itself (prefill).
 template <int N, class T>
-inline void pin([[maybe_unused]] T& x) {
-#if defined(__AVX512F__)
-  if constexpr (N < 5) asm("" : "+v"(x));
-#endif
+inline void pin(T& x) {
+  if constexpr (N < 5) keep_in_register(x);
 }
 
 inline uint32_t bits_of(float x) {

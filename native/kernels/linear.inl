@@ -14,12 +14,14 @@ inline void add_scaled(const Activations& a, int g, const i32 (&total)[M], f32 d
 
 // Q4. Two groups a pair of nibbles, at once if there are registers for both groups' sums.
 template <int M>
-inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
+inline void tile_q4(const Activations& a, const uint8_t* panel, int pairs, bool ahead, float* out) {
   f32 acc[M];
   for (int r = 0; r < M; ++r) acc[r] = zero();
-  for (int g = 0; g < groups; g += 2, panel += 640) {
+  for (int pair = 0; pair < pairs + a.fine_pairs; ++pair) {
+    const uint8_t* lines = panel + 640 * (pair < pairs ? pair : a.fine[pair - pairs]);
+    const int g = 2 * pair;
     const int8_t* q = a.q + int64_t(g) * kGroup;
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(lines + 512);
 #pragma GCC unroll 2
     for (int first = 0; first < 2; first += kGroupsAtOnce) {
       NibbleDot dot[kGroupsAtOnce][M];
@@ -28,8 +30,8 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
       }
 #pragma GCC unroll 8
       for (int line = 0; line < 8; ++line) {
-        if (ahead && first == 0) prefetch(panel + kPrefetch + 64 * line);
-        const i32 w = load_line(panel + 64 * line);
+        if (ahead && first == 0) prefetch(lines + kPrefetch + 64 * line);
+        const i32 w = load_line(lines + 64 * line);
         const i32 low = low_nibbles(w), high = high_nibbles(w);
         for (int r = 0; r < M; ++r) {
           const int8_t* four = q + r * a.q_stride + 4 * line;
@@ -40,8 +42,8 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
         }
       }
       if (ahead && first == 0) {
-        prefetch(panel + kPrefetch + 512);
-        prefetch(panel + kPrefetch + 576);
+        prefetch(lines + kPrefetch + 512);
+        prefetch(lines + kPrefetch + 576);
       }
       for (int i = 0; i < kGroupsAtOnce; ++i) {
         const int odd = first + i;
@@ -60,19 +62,22 @@ inline void tile_q4(const Activations& a, const uint8_t* panel, int groups, bool
 
 template <int M>
 inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool ahead, float* out) {
+  const int own = (groups + 1) / 2 * 2;  // where the fine pairs begin
   f32 acc[M];
   for (int r = 0; r < M; ++r) acc[r] = zero();
-  for (int g = 0; g < groups; ++g, panel += 544) {
+  for (int i = 0; i < groups + 2 * a.fine_pairs; ++i) {
+    const int rest = i - groups, g = rest < 0 ? i : own + rest;
+    const uint8_t* lines = panel + 544 * (rest < 0 ? i : 2 * a.fine[rest / 2] + rest % 2);
     i32 dot[M];
     for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
 #pragma GCC unroll 8
     for (int line = 0; line < 8; ++line) {
-      if (ahead) prefetch(panel + kPrefetch + 64 * line);
-      i32 w = load_line(panel + 64 * line);
+      if (ahead) prefetch(lines + kPrefetch + 64 * line);
+      i32 w = load_line(lines + 64 * line);
       for (int r = 0; r < M; ++r) dot[r] = dot_bytes(dot[r], w, q + r * a.q_stride + 4 * line);
     }
-    add_scaled<M>(a, g, dot, load_f16(reinterpret_cast<const uint16_t*>(panel + 512)), acc);
+    add_scaled<M>(a, g, dot, load_f16(reinterpret_cast<const uint16_t*>(lines + 512)), acc);
   }
   for (int r = 0; r < M; ++r) store(out + r * kPanel, acc[r]);
 }
@@ -115,7 +120,7 @@ inline void tile_bf16(const Activations& a, const uint8_t* panel, int k, bool ah
 template <int M>
 inline void tile(const Weight& w, const Activations& a, const uint8_t* panel, bool ahead, float* out) {
   switch (w.format) {
-    case Format::Q4: return tile_q4<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);
+    case Format::Q4: return tile_q4<M>(a, panel, (w.k + 2 * kGroup - 1) / (2 * kGroup), ahead, out);
     case Format::Q8: return tile_q8<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);
     case Format::F32: return tile_f32<M>(a, panel, w.k, ahead, out);
     case Format::BF16: return tile_bf16<M>(a, panel, w.k, ahead, out);
@@ -130,27 +135,11 @@ inline void tile_of(int rows, const Weight& w, const Activations& a, const uint8
   if constexpr (M > 1) tile_of<M - 1>(rows, w, a, panel, ahead, out);
 }
 
-// Rows of int8 or float [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
-inline void product_of(const LinearArgs& args, int panel, const Activations& input, bool ahead, int rows, float* out) {
-  tile_of(rows, *args.weight, input, args.weight->panel(panel, args.expert), ahead, out);
-}
-
+// Rows [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
 inline void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
-  product_of(args, panel, args.input.row(first), args.prefetch && first == 0, rows, out);
-}
-
-// The same of fine inputs, whose two products are added; rows <= kFineRows.
-constexpr int kFineRows = kTileRows > 1 ? kTileRows / 2 : 1;
-inline void product_fine(const LinearArgs& args, int panel, int first, int rows, float* out) {
-  alignas(64) float planes[2 * kFineRows * kPanel];
-  const Activations input = args.input.row(first);
-  for (int r = 0; r < 2 * rows; r += kTileRows) {
-    const int count = 2 * rows - r < kTileRows ? 2 * rows - r : kTileRows;
-    product_of(args, panel, input.skip(r), args.prefetch && first == 0 && r == 0, count, planes + r * kPanel);
-  }
-  for (int r = 0; r < rows; ++r) {
-    store(out + r * kPanel, add(load(planes + 2 * r * kPanel), load(planes + (2 * r + 1) * kPanel)));
-  }
+  const bool ahead = args.prefetch && first == 0;
+  const uint8_t* lines = args.weight->panel(panel, args.expert);
+  tile_of(rows, *args.weight, args.input.row(first), lines, ahead, out);
 }
 
 inline f32 load_bias(const float* bias, int column, int count) {
@@ -166,10 +155,9 @@ inline void each_tile(const LinearArgs& args, Emit emit) {
     const int column = panel * kPanel;
     const int count = w.n - column < kPanel ? w.n - column : kPanel;
     const f32 bias = load_bias(args.bias, column, count);
-    const int most = args.input.fine ? kFineRows : kTileRows;
-    for (int first = 0; first < args.rows; first += most) {
-      const int rows = args.rows - first < most ? args.rows - first : most;
-      (args.input.fine ? product_fine : product)(args, panel, first, rows, out);
+    for (int first = 0; first < args.rows; first += kTileRows) {
+      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
+      product(args, panel, first, rows, out);
       for (int r = 0; r < rows; ++r) emit(first + r, column, count, add(load(out + r * kPanel), bias));
     }
   }

@@ -3,7 +3,7 @@
 // kMagicBits - factor * sum. The integers of a NaN are anything, and wrap.
 inline int32_t magic_minus(uint32_t factor, uint32_t sum) { return int32_t(uint32_t(kMagicBits) - factor * sum); }
 
-// 32 integers to int8, and what the products need of them.
+// 32 integers to int8 in group g, and what the products need of them.
 inline void store_group(i32 qa, i32 qb, float scale, const Activations& out, int64_t g) {
   store_i8(out.q + g * kGroup, qa);
   store_i8(out.q + g * kGroup + 16, qb);
@@ -25,21 +25,24 @@ inline void quantize_to(float peak, f32 a, f32 b, const Activations& out, int64_
   store_group(round_to_int(mul(a, inverse)), round_to_int(mul(b, inverse)), peak * (1.0f / 127.0f), out, g);
 }
 
-// The same to 15 bits: 128 * high + low, both in -127 .. 127.
-inline void quantize_fine(float peak, f32 a, f32 b, const Activations& out, int64_t g) {
-  constexpr float kSteps = 127.0f * 128.0f;
-  const f32 inverse = set1(peak > 0.0f ? kSteps / peak : 0.0f), down = set1(1.0f / 128.0f), up = set1(-128.0f);
-  const f32 va = round_even(mul(a, inverse)), vb = round_even(mul(b, inverse));
-  const f32 ha = round_even(mul(va, down)), hb = round_even(mul(vb, down));
-  const float step = peak / kSteps;
-  store_group(round_to_int(ha), round_to_int(hb), 128.0f * step, out, g);
-  store_group(round_to_int(fma(ha, up, va)), round_to_int(fma(hb, up, vb)), step, out.skip(1), g);
+inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
+  quantize_to(abs_peak(a, b), a, b, out, g);
 }
 
-inline void quantize_group(f32 a, f32 b, const Activations& out, int64_t g) {
-  const float peak = abs_peak(a, b);
-  if (out.fine) return quantize_fine(peak, a, b, out, g);
-  quantize_to(peak, a, b, out, g);
+// What quantize_to leaves of the fine pairs of a row of n inputs, behind its own pairs; value(i): 16 from i on.
+template <typename Value>
+inline void quantize_fine(int n, const Activations& out, Value value) {
+  const int pairs = (n + 2 * kGroup - 1) / (2 * kGroup);
+  for (int g = 0; g < 2 * out.fine_pairs; ++g) {
+    const int first = (2 * out.fine[g / 2] + g % 2) * kGroup;
+    const f32 a = value(first), b = value(first + 16);
+    const float peak = abs_peak(a, b), scale = peak * (1.0f / 127.0f);
+    const f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f), up = set1(peak > 0.0f ? 128.0f * 127.0f / peak : 0.0f);
+    const f32 rest_a = fma(round_even(mul(a, inverse)), set1(-scale), a);
+    const f32 rest_b = fma(round_even(mul(b, inverse)), set1(-scale), b);
+    const i32 qa = round_to_int(mul(rest_a, up)), qb = round_to_int(mul(rest_b, up));
+    store_group(qa, qb, scale * (1.0f / 128.0f), out, 2 * pairs + g);
+  }
 }
 
 inline void quantize_tail(int n, const Activations& out) {
@@ -57,6 +60,7 @@ inline void quantize(const float* x, int n, const Activations& out) {
     quantize_group(a, b, out, i / kGroup);
   }
   quantize_tail(n, out);
+  quantize_fine(n, out, [&](int first) { return load(x + first); });
 }
 
 // The same with one scale for the whole row, as checkpoints with scales per token prescribe.
@@ -115,7 +119,9 @@ inline void norm(const float* x, const float* gain, float eps, int n, const Acti
     }
     if (out.q) quantize_group(a, b, out, i / kGroup);
   }
-  if (out.q) quantize_tail(n, out);
+  if (!out.q) return;
+  quantize_tail(n, out);
+  quantize_fine(n, out, [&](int first) { return mul(mul(load(x + first), inverse), load(gain + first)); });
 }
 
 inline void add_scaled(float* x, const float* delta, float scale, int n) {

@@ -246,6 +246,10 @@ inline f32 select_less(f32 x, f32 limit, f32 yes, f32 no) {
           _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, limit.b, _CMP_LT_OQ))};
 }
 
+// Where registers are few, the compiler may load again.
+template <class T>
+inline void keep_in_register(T&) {}
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // 2^n for integral n in [-126, 127], given as floats.

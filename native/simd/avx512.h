@@ -141,6 +141,10 @@ inline f32 select_less(f32 x, f32 limit, f32 yes, f32 no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes);
 }
 
+// The compiler takes x for computed here: it cannot load it again for each use.
+inline void keep_in_register(f32& x) { asm("" : "+v"(x)); }
+inline void keep_in_register(i32& x) { asm("" : "+v"(x)); }
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // 2^n for integral n in [-126, 127], given as floats.
@@ -149,8 +153,10 @@ inline f32 exp2_int(f32 n) {
 }
 inline f32 round_even(f32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
-// t - floor(t), rounded once; of an infinity anything finite.
-inline f32 fraction(f32 t) { return _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+// t - floor(t), rounded once to nearest (vreduceps rounds down instead); of an infinity NaN.
+inline f32 fraction(f32 t) {
+  return sub(t, _mm512_roundscale_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+}
 
 // p * 2^floor(t) for p in [1, 2] and t <= 0: 0 where t < -126, NaN where t or p is.
 inline f32 scale_exp2(f32 p, f32 t) {

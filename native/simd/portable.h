@@ -330,6 +330,10 @@ inline f32 select_less(f32 x, f32 limit, f32 yes, f32 no) {
   return floats([&](int i) { return x.part[i] < limit.part[i] ? yes.part[i] : no.part[i]; });
 }
 
+// Where registers are few, the compiler may load again.
+template <class T>
+inline void keep_in_register(T&) {}
+
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // 2^n for integral n in [-126, 127], given as floats.

@@ -30,6 +30,7 @@ BUFFERS = {
     for i, name in enumerate(("x", "normed", "qkv", "q", "mixed", "hidden", "delta", "scores", "shared"))
 }
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "clamped_swiglu": 2}
+FINE_TOKENS = 32  # a hidden state's large channels are the same ones whatever the text
 _POOLS: dict[int, Any] = {}
 
 
@@ -128,6 +129,19 @@ class Executable:
             layout.block_size,
             layout.itemsize,
         )
+        self._choose_fine(pool, layout)
+
+    def _choose_fine(self, pool: np.ndarray, layout: Any) -> None:
+        """Run a few tokens of the vocabulary, always the same, by which the native side chooses inputs that
+        it holds with more bits (native/core/fine.cpp). The blocks that it needs are zero afterwards."""
+        groups = len(layout.groups)
+        count = min(FINE_TOKENS, len(pool) // layout.block_bytes // groups * layout.block_size)
+        blocks = -(-count // layout.block_size)
+        tokens = (np.arange(1, count + 1) * 2654435761 % self.program.vocab_size).astype(np.int32)
+        tables = list(np.arange(groups * blocks, dtype=np.int32).reshape(groups, 1, blocks))
+        start, counts = np.zeros(1, np.int32), np.full(1, count, np.int32)
+        self._engine.choose_fine(tokens, start, counts, tables)
+        pool[: groups * blocks * layout.block_bytes] = 0
 
     def take_clocks(self) -> dict[str, float]:
         """Seconds of thread 0 per kind of operation since the last call."""
