@@ -89,7 +89,7 @@ inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const*
   }
   for (int line = 0; line < lines; ++line, q += 2 * N) {
     if (ahead) {
-      for (int t = 0; t < T; ++t) prefetch(ahead[t] + 64 * line);
+      for (int t = 0; t < T; ++t) prefetch_far(ahead[t] + 64 * line);
     }
     i32 keys[T];
     for (int t = 0; t < T; ++t) keys[t] = load_line(k[t] + 64 * line), pin<N>(keys[t]);
@@ -150,7 +150,7 @@ inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, const Ke
       row = some;
     }
     if (ahead) {
-      for (int v = 0; v < V; ++v) prefetch(ahead->v[line / kLines] + offset + 64 * v);
+      for (int v = 0; v < V; ++v) prefetch_far(ahead->v[line / kLines] + offset + 64 * v);
     }
     i32 values[V];
     for (int v = 0; v < V; ++v) values[v] = load_line(row + 64 * v), pin<N>(values[v]);

@@ -106,7 +106,7 @@ inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, c
   }
   for (int line = 0; line < lines; ++line) {
     if (ahead) {
-      for (int t = 0; t < T; ++t) prefetch(ahead[t] + 64 * line);
+      for (int t = 0; t < T; ++t) prefetch_far(ahead[t] + 64 * line);
     }
 #pragma GCC unroll 2
     for (int step = 0; step < Pages::kSteps; ++step, q += N) {
@@ -141,7 +141,7 @@ inline void mix_columns(const uint32_t* weights, const Keys& keys, const Keys* a
     const uint8_t* next = ahead ? ahead->v[tile] + offset : nullptr;
     for (; line < end; ++line, row += 4 * d) {
       if (next) {
-        for (int i = 0; i < V; ++i) prefetch(next + 64 * i);
+        for (int i = 0; i < V; ++i) prefetch_far(next + 64 * i);
         next += 4 * d;
       }
 #pragma GCC unroll 2

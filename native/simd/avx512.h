@@ -146,6 +146,8 @@ inline void keep_in_register(f32& x) { asm("" : "+v"(x)); }
 inline void keep_in_register(i32& x) { asm("" : "+v"(x)); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// To the second level of cache: more of them may be under way.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 // 2^n for integral n in [-126, 127], given as floats.
 inline f32 exp2_int(f32 n) {

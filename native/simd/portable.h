@@ -335,6 +335,7 @@ template <class T>
 inline void keep_in_register(T&) {}
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // 2^n for integral n in [-126, 127], given as floats.
 inline f32 exp2_int(f32 n) {
