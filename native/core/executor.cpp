@@ -381,8 +381,7 @@ void Executor::attend(Lane& lane, const Operation& op) {
   const Attention& attention = op.attention;
   const std::vector<Item>& items = attention.window == 0 && !merges_.empty() ? split_items_ : items_;
   const Activations &q = shared_[int(Buffer::Q)], &mixed = shared_[int(Buffer::Mixed)];
-  lane.share(int(items.size()), 1, [&](int index, int) {
-    const Item& item = items[index];
+  auto args_of = [&](const Item& item) {
     AttendArgs args{};
     args.attention = &attention;
     args.pages = &pages;
@@ -400,6 +399,12 @@ void Executor::attend(Lane& lane, const Operation& op) {
     args.partial = item.range >= 0 ? partials_.data() + item.partial : nullptr;
     args.range = item.range;
     args.scratch = scratch_.data() + scratch_.size() / lane.team.size() * lane.thread;
+    return args;
+  };
+  lane.share_ahead(int(items.size()), [&](int index, int next) {
+    const Item& item = items[index];
+    AttendArgs args = args_of(item), following;
+    if (next >= 0) following = args_of(items[next]), args.next = &following;
     kernels_->attend(args);
     if (item.range < 0) return;
     const Merge& merge = merges_[item.merge];

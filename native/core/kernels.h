@@ -62,6 +62,7 @@ struct AttendArgs {
   int range;             // index of the range when `partial` is set
   Activations quantized; // token 0: `out` as int8 too, where the item's heads are whole groups; or none
   uint8_t* scratch;      // attend_scratch() bytes where blocks hold fewer than 16 keys
+  const AttendArgs* next;  // the caller's next item, whose first keys are fetched while this one ends; or null
 };
 
 // The sampler's: scores of a block that has one maximum, of a block that has one sum.

@@ -25,6 +25,21 @@ struct Executor::Lane {
     }
     ++phase;
   }
+
+  // fn(item, next) for every item that this thread gets of `total`: the first is its own by right, each next one
+  // is claimed before the item begins. next = -1: none.
+  template <typename Fn>
+  void share_ahead(int total, Fn fn) {
+    auto claim = [&] {
+      const int item = team.size() + team.claim(phase, 1);
+      return item < total ? item : -1;
+    };
+    for (int item = thread < total ? thread : -1, next; item >= 0; item = next) {
+      next = claim();
+      fn(item, next);
+    }
+    ++phase;
+  }
 };
 
 }  // namespace penstock

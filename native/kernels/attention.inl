@@ -170,6 +170,28 @@ inline void find_keys(const AttendArgs& args, int block, int low, int high, Keys
   }
 }
 
+// Keys [low, high) of `range`, of those that tokens from `token` on see, with `end` behind the last.
+struct KeySpan {
+  int low, high;
+};
+inline KeySpan span_of(int range, int oldest, int end) {
+  const int low = range * kKeyRange, high = low + kKeyRange;
+  return {low > oldest ? low : oldest, high < end ? high : end};
+}
+
+inline int oldest_key(const AttendArgs& args, int token) {
+  const int end = args.position + token + 1, window = args.attention->window;
+  return window && end > window ? end - window : 0;
+}
+
+// The first keys of an item.
+template <class Pages>
+inline void find_first(const AttendArgs& args, Keys& keys) {
+  const int oldest = oldest_key(args, 0);
+  const KeySpan span = span_of(args.partial ? args.range : oldest / kKeyRange, oldest, args.position + 1);
+  find_keys<Pages>(args, span.low / kKeyBlock * kKeyBlock, span.low, span.high, keys);
+}
+
 // Adds a partial (values, maximum, sum) to a merged one.
 inline void merge_partial(float* merged, const float* partial, int d) {
   const float peak = merged[d] > partial[d] ? merged[d] : partial[d];
@@ -225,9 +247,8 @@ inline void attend_queries(const AttendArgs& args, int token, int tokens) {
     const int first = count * g / groups, rows = count * (g + 1) / groups - first;
     for (int i = 0; i < rows; ++i) {
       const int t = token + (first + i) / heads, h = head + (first + i) % heads;
-      const int end = args.position + t + 1;
-      all.low[first + i] = attention.window && end > attention.window ? end - attention.window : 0;
-      all.high[first + i] = end;
+      all.low[first + i] = oldest_key(args, t);
+      all.high[first + i] = args.position + t + 1;
       const float* q = args.q + t * args.q_stride + int64_t(h) * d;
       uint32_t* out = all.words_of + first * all.words + i;
       if constexpr (is_int8<Pages>) {
@@ -242,24 +263,32 @@ inline void attend_queries(const AttendArgs& args, int token, int tokens) {
   const int range_last = args.partial ? args.range + 1 : (end + kKeyRange - 1) / kKeyRange;
   const bool several = range_last - range_first > 1;
   alignas(64) float merged[kItemFloats + 2 * kItemQueries];
+  const bool paged = args.pages->block_size >= kKeyTile, last_tokens = token + tokens == args.tokens;
+  Keys keys[2];
+  int turn = 0;
   for (int range = range_first; range < range_last; ++range) {
-    const int low = range * kKeyRange > oldest ? range * kKeyRange : oldest;
-    const int high = (range + 1) * kKeyRange < end ? (range + 1) * kKeyRange : end;
+    const auto [low, high] = span_of(range, oldest, end);
     for (int i = 0; i < count; ++i) all.peak[i] = kLowest;
     for (int i = 0; i < count; ++i) store(all.total + 16 * i, zero());
     for (int i = 0; i < count * all.padded; i += 16) store(all.acc + i, zero());
-    Keys keys[2];
-    int block = low / kKeyBlock * kKeyBlock, turn = 0;
-    find_keys<Pages>(args, block, low, high, keys[0]);
-    for (; block < high; block += kKeyBlock, turn ^= 1) {
-      const bool more = block + kKeyBlock < high && args.pages->block_size >= kKeyTile;
-      if (more) find_keys<Pages>(args, block + kKeyBlock, low, high, keys[turn ^ 1]);
+    for (int block = low / kKeyBlock * kKeyBlock; block < high; block += kKeyBlock, turn ^= 1) {
+      if (!paged || (range == range_first && block <= low)) find_keys<Pages>(args, block, low, high, keys[turn]);
+      // Fetched while this block is computed: the next block, of the next range, or of the caller's next item.
+      Keys* ahead = paged ? &keys[turn ^ 1] : nullptr;
+      if (ahead && block + kKeyBlock < high) {
+        find_keys<Pages>(args, block + kKeyBlock, low, high, *ahead);
+      } else if (ahead && range + 1 < range_last) {
+        const KeySpan span = span_of(range + 1, oldest, end);
+        find_keys<Pages>(args, span.low, span.low, span.high, *ahead);
+      } else if (ahead && last_tokens && args.next) {
+        find_first<Pages>(*args.next, *ahead);
+      } else {
+        ahead = nullptr;
+      }
       for (int g = 0; g < groups; ++g) {
         const int first = count * g / groups, rows = count * (g + 1) / groups - first;
-        const Keys* ahead = more && g == 0 ? &keys[turn ^ 1] : nullptr;
-        attend_group<Pages>(attention, all, first, rows, keys[turn], ahead, block);
+        attend_group<Pages>(attention, all, first, rows, keys[turn], g == 0 ? ahead : nullptr, block);
       }
-      if (!more && block + kKeyBlock < high) find_keys<Pages>(args, block + kKeyBlock, low, high, keys[turn ^ 1]);
     }
     if (!several && !args.partial) break;
     for (int i = 0; i < count; ++i) {
