@@ -100,8 +100,8 @@ inline __attribute__((always_inline)) void add_dots(const Activations& a, const 
     constexpr int line = decltype(index)::value;
     constexpr int step = Bits::kPair / 1024, rest = Bits::kPair / 64 - 8 - 8 * step;
     if (ahead) {
-      if constexpr (Odd == 0) prefetch(pair + kPrefetch + 64 * line);
-      if constexpr (Odd == 1 && (step == 1 || line < rest)) prefetch(pair + kPrefetch + 512 + 64 * line);
+      if constexpr (Odd == 0) prefetch_far(pair + kPrefetch + 64 * line);
+      if constexpr (Odd == 1 && (step == 1 || line < rest)) prefetch_far(pair + kPrefetch + 512 + 64 * line);
     }
     const i32 w = Bits::template line<line, Odd>(pair);
     for (int r = 0; r < M; ++r) dot[r] = Bits::dot(dot[r], w, q + r * a.q_stride + 4 * line);
@@ -109,7 +109,7 @@ inline __attribute__((always_inline)) void add_dots(const Activations& a, const 
 }
 
 inline void prefetch_lines(const uint8_t* p, int lines) {
-  for (int i = 0; i < lines; ++i) prefetch(p + kPrefetch + 64 * i);
+  for (int i = 0; i < lines; ++i) prefetch_far(p + kPrefetch + 64 * i);
 }
 
 // total = kMagicBits + dot -> dot, exactly
