@@ -28,12 +28,20 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 // q int8 [rows, 64 * pairs], scale, sum float32 and start int32 [rows, 2 * pairs], half int32 [rows, 4 * pairs]
 using Quantized = std::tuple<Out<int8_t, 2>, Out<float, 2>, Out<float, 2>, Out<int32_t, 2>, Out<int32_t, 2>>;
 
+// Pairs whose rest is held too, behind the row's own: the arrays are so much wider.
+using Fine = std::optional<Array<uint16_t, 1>>;
+
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quantized>& quantized, int rows, int n) {
+Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quantized>& quantized, int rows, int n,
+                 const Fine& fine = std::nullopt) {
   Activations a;
+  if (fine) {
+    a.fine = fine->data(), a.fine_pairs = int32_t(fine->shape(0));
+    for (int i = 0; i < a.fine_pairs; ++i) require(2 * kGroup * (a.fine[i] + 1) <= n, "no such pair");
+  }
   if (f) {
     require(int(f->shape(0)) == rows && int(f->shape(1)) == n, "float rows of another shape");
     a.f = f->data();
@@ -41,7 +49,7 @@ Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quan
   }
   if (quantized) {
     const auto& [q, scale, sum, start, half] = *quantized;
-    const size_t groups = size_t(n + 2 * kGroup - 1) / (2 * kGroup) * 2;
+    const size_t groups = size_t((n + 2 * kGroup - 1) / (2 * kGroup) + a.fine_pairs) * 2;
     auto fits = [&](const auto& array, size_t width) {
       return int(array.shape(0)) == rows && array.shape(1) == width;
     };
@@ -79,16 +87,16 @@ class Kernels {
   int tile_rows() const { return table_.tile_rows; }
 
   void norm(const Array<float, 2>& x, const Array<float, 1>& gain, float eps, const std::optional<Out<float, 2>>& f,
-            const std::optional<Quantized>& quantized) const {
+            const std::optional<Quantized>& quantized, const Fine& fine) const {
     const int rows = int(x.shape(0)), n = int(x.shape(1));
     require(int(gain.shape(0)) == n, "gain of another width");
-    const Activations out = view(f, quantized, rows, n);
+    const Activations out = view(f, quantized, rows, n, fine);
     for (int r = 0; r < rows; ++r) table_.norm(x.data() + int64_t(r) * n, gain.data(), eps, n, out.row(r));
   }
 
-  void quantize(const Array<float, 2>& x, const Quantized& quantized) const {
+  void quantize(const Array<float, 2>& x, const Quantized& quantized, const Fine& fine) const {
     const int rows = int(x.shape(0)), n = int(x.shape(1));
-    const Activations out = view(std::nullopt, quantized, rows, n);
+    const Activations out = view(std::nullopt, quantized, rows, n, fine);
     for (int r = 0; r < rows; ++r) table_.quantize(x.data() + int64_t(r) * n, n, out.row(r));
   }
 
@@ -100,8 +108,8 @@ class Kernels {
 
   void linear(const PanelView& panels, const std::optional<Out<float, 2>>& f, const std::optional<Quantized>& quantized,
               const Out<float, 2>& out, const std::optional<Array<float, 1>>& bias, float scale, float softcap,
-              bool add) const {
-    LinearArgs args = arguments(panels, f, quantized, bias, int(out.shape(0)));
+              bool add, const Fine& fine) const {
+    LinearArgs args = arguments(panels, f, quantized, bias, int(out.shape(0)), fine);
     require(int(out.shape(1)) == panels.weight.n, "out of another width");
     args.out = out.data(), args.out_stride = panels.weight.n;
     args.scale = scale, args.softcap = softcap;
@@ -134,14 +142,14 @@ class Kernels {
  private:
   static LinearArgs arguments(const PanelView& panels, const std::optional<Out<float, 2>>& f,
                               const std::optional<Quantized>& quantized, const std::optional<Array<float, 1>>& bias,
-                              int rows) {
+                              int rows, const Fine& fine = std::nullopt) {
     const Weight& weight = panels.weight;
     require(bool(is_quantized(weight.format) ? quantized.has_value() : f.has_value()),
             "quantized weights take quantized rows, float weights float ones");
     require(!bias || int(bias->shape(0)) == weight.n, "bias of another width");
     LinearArgs args{};
     args.weight = &weight;
-    args.input = view(f, quantized, rows, weight.k);
+    args.input = view(f, quantized, rows, weight.k, fine);
     args.rows = rows;
     args.last = weight.panels;
     args.prefetch = rows <= 32;
@@ -163,11 +171,12 @@ void bind_kernels(nb::module_& m) {
       .def(nb::init<const std::string&>(), "isa"_a)
       .def_prop_ro("name", &Kernels::name)
       .def_prop_ro("tile_rows", &Kernels::tile_rows)
-      .def("norm", &Kernels::norm, "x"_a, "gain"_a, "eps"_a, "f"_a.none(), "quantized"_a.none())
-      .def("quantize", &Kernels::quantize, "x"_a, "quantized"_a)
+      .def("norm", &Kernels::norm, "x"_a, "gain"_a, "eps"_a, "f"_a.none(), "quantized"_a.none(),
+           "fine"_a.none() = nb::none())
+      .def("quantize", &Kernels::quantize, "x"_a, "quantized"_a, "fine"_a.none() = nb::none())
       .def("quantize_row", &Kernels::quantize_row, "x"_a, "quantized"_a)
       .def("linear", &Kernels::linear, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a, "bias"_a.none(),
-           "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false)
+           "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false, "fine"_a.none() = nb::none())
       .def("linear_gated", &Kernels::linear_gated, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a.none(),
            "out_quantized"_a.none(), "bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a, "rows"_a)
       .def("embed", &Kernels::embed, "panels"_a, "token"_a, "scale"_a, "out"_a)

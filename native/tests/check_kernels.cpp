@@ -67,8 +67,8 @@ struct Rows {
   std::vector<int32_t> start, half;
   Activations view;
 
-  Rows(int rows, int k) {
-    const int64_t groups = (k + 63) / 64 * 2;
+  Rows(int rows, int k, int fine = 0) {
+    const int64_t groups = ((k + 63) / 64 + fine) * 2;
     f.resize(size_t(rows) * k);
     q.resize(rows * groups * kGroup);
     scale.resize(rows * groups), sum.resize(rows * groups);
@@ -80,16 +80,19 @@ struct Rows {
   }
 };
 
-void check_product(const InstructionSet& set, const char* name, const Packed& packed, Random random) {
+// `fine`: pairs whose rest is held too.
+void check_product(const InstructionSet& set, const char* name, const Packed& packed, Random random,
+                   const std::vector<uint16_t>& fine = {}) {
   const Weight& weight = packed.weight;
-  const int n = weight.n, k = weight.k;
+  const int n = weight.n, k = weight.k, own = (k + 63) / 64 * 2;
   Digest digest;
   Error error;
   std::vector<float> values(size_t(n) * k);
   for (int i = 0; i < n; ++i) set.kernels->embed(weight, i, 1.0f, values.data() + size_t(i) * k);
   digest.add(values.data(), values.size());
   for (int rows : kRows) {
-    Rows x(rows, k);
+    Rows x(rows, k, int(fine.size()));
+    x.view.fine = fine.data(), x.view.fine_pairs = int(fine.size());
     for (float& value : x.f) value = random.uniform(-2.0f, 2.0f);
     for (int r = 0; r < rows; ++r) set.kernels->quantize(x.f.data() + size_t(r) * k, k, x.view.row(r));
     std::vector<float> out(size_t(rows) * n, 99.0f);
@@ -102,9 +105,14 @@ void check_product(const InstructionSet& set, const char* name, const Packed& pa
         double exact = 0, magnitude = 1e-6;
         for (int j = 0; j < k; ++j) {
           const int64_t group = r * x.view.s_stride + j / kGroup;
-          const double seen = is_quantized(weight.format)
-                                  ? double(x.scale[group]) * x.q[r * x.view.q_stride + j]
-                                  : double(x.f[size_t(r) * k + j]);
+          double seen = is_quantized(weight.format) ? double(x.scale[group]) * x.q[r * x.view.q_stride + j]
+                                                    : double(x.f[size_t(r) * k + j]);
+          for (size_t pair = 0; pair < fine.size(); ++pair) {
+            if (fine[pair] != j / 64) continue;
+            const int64_t rest = own + 2 * int64_t(pair) + j / kGroup % 2;
+            seen += double(x.scale[r * x.view.s_stride + rest]) * x.q[r * x.view.q_stride + rest * kGroup + j % kGroup];
+            if (std::abs(seen - x.f[size_t(r) * k + j]) > x.scale[group] / 200) error.add(2, 0, 1);
+          }
           exact += seen * values[size_t(i) * k + j];
           magnitude += std::abs(seen * values[size_t(i) * k + j]);
         }
@@ -214,6 +222,7 @@ void check_set(const InstructionSet& set) {
   for (const Block& block : kBlocks) {
     check_product(set, block.name, *stored_weight(block, 37, block.weights == 32 ? 96 : 512, random), Random(2));
   }
+  check_product(set, "fine", *stored_weight(kBlocks[1], 37, 320, random), Random(8), {0, 3});
   check_product(set, "f32", *float_weight(Format::F32, 35, 77, random), Random(3));
   check_product(set, "bf16", *float_weight(Format::BF16, 35, 77, random), Random(4));
   check_gated(set, Random(5));

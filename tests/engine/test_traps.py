@@ -206,8 +206,8 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(depth):
     waiting = bench.submit([9, 9], 4)
     execute = bench.device.execute
 
-    def fail_once(plan):
-        result = execute(plan)
+    def fail_once(plan, *where):
+        result = execute(plan, *where)
         if plan.step == 3:
             raise FloatingPointError("NaN in the logits")
         return result
@@ -226,8 +226,8 @@ def test_who_was_admitted_behind_a_failing_step_goes_on():
     victim = bench.submit([1] * 6, 20)
     execute = bench.device.execute
 
-    def fail_twice(plan):
-        result = execute(plan)
+    def fail_twice(plan, *where):
+        result = execute(plan, *where)
         if plan.step in (3, 4):  # the rows of a failed step are undefined, so the next one fails on them
             raise FloatingPointError("NaN in the logits")
         return result
@@ -246,7 +246,7 @@ def test_closing_while_a_failing_step_is_in_flight_stops_the_device():
     bench = CoreBench(depth=1)
     closed = []
     bench.device.close = lambda: closed.append(True)
-    bench.device.execute = lambda plan: 1 / 0
+    bench.device.execute = lambda *_: 1 / 0
     bench.submit(LONG, 8)
     bench.core.step()
     bench.core.close()

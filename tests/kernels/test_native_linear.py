@@ -57,6 +57,40 @@ def test_added_and_soft_capped_products(isa: str, problem: tuple) -> None:
     assert np.all(np.abs(capped - 30 * np.tanh(0.25 * exact / 30)) <= room)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", ["Q4_0", "Q4_1", "Q8_0"])
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, k=st.sampled_from([64, 96, 128, 320, 576]), rows=row_counts, data=st.data())
+def test_fine_pairs_see_more_of_their_inputs(
+    isa: str, form: str, seed: int, k: int, rows: int, data: st.DataObject
+) -> None:
+    """Red if the rest of a fine pair meets another pair's weights, is lost, or moves what lies beside it."""
+    rng = np.random.default_rng(seed)
+    fine = np.array(sorted(data.draw(st.sets(st.integers(0, k // 64 - 1)))), np.uint16)
+    weight = panels(rng, form, data.draw(st.integers(1, 40)), k)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    kernels, made = native._native.Kernels(isa), native.quantized_rows(rows, k, len(fine))
+    kernels.quantize(x, made, fine)
+    out = np.full((rows, weight.n), 99, np.float32)
+    kernels.linear(weight.view, None, made, out, None, fine=fine)
+    exact = (seen(weight, x) + native.reference_rest(x, fine)) @ weight.values.T
+    # A value half way between two 128th steps may take either.
+    either = np.abs(x).max(initial=0) / 127 / 128 * np.abs(weight.values).max() * 4
+    assert np.all(np.abs(out - exact) <= 1e-5 * native.bound(weight, x) + either)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_norm_makes_the_same_fine_rows(isa: str) -> None:
+    """Red if a norm's fine rows differ from those of its result as floats."""
+    x = np.random.default_rng(3).standard_normal((5, 320)).astype(np.float32) * 3
+    fine = np.array([1, 4], np.uint16)
+    floats, normed, again = np.empty_like(x), native.quantized_rows(5, 320, 2), native.quantized_rows(5, 320, 2)
+    kernels = native._native.Kernels(isa)
+    kernels.norm(x, np.ones(320, np.float32), 1e-5, floats, normed, fine)
+    kernels.quantize(floats, again, fine)
+    assert all(np.array_equal(a, b) for a, b in zip(normed, again, strict=True))
+
+
 def activation(kind: int, gate: np.ndarray, up: np.ndarray, alpha: float, limit: float) -> np.ndarray:
     with np.errstate(over="ignore"):
         if kind == 0:

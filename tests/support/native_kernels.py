@@ -128,9 +128,9 @@ def bf16(values: np.ndarray) -> np.ndarray:
 Quantized = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def quantized_rows(rows: int, n: int) -> Quantized:
+def quantized_rows(rows: int, n: int, fine: int = 0) -> Quantized:
     """Room for q, scale, sum, start and half, filled with what must be overwritten."""
-    groups = -(-n // 64) * 2
+    groups = (-(-n // 64) + fine) * 2
     return (
         np.full((rows, groups * 32), 99, np.int8),
         np.full((rows, groups), 99, np.float32),
@@ -161,6 +161,20 @@ def reference_quantize(x: np.ndarray) -> Quantized:
     start = (0x4B400000 - 128 * total.astype(np.int64)).astype(np.int32)
     half = 0x4B400000 - 32 * q.reshape(rows, 2 * groups, 16).sum(axis=2, dtype=np.int32)
     return q.reshape(rows, groups * 32), scale, scale * total.astype(np.float32), start, half
+
+
+def reference_rest(x: np.ndarray, fine: np.ndarray) -> np.ndarray:
+    """float64 [rows, n]: what is held of the error of reference_quantize, in 128th steps, of `fine` pairs."""
+    q, scale, *_ = reference_quantize(x)
+    groups = np.zeros((len(x), scale.shape[1] * 32), np.float32)
+    groups[:, : x.shape[1]] = x
+    wide = scale.astype(np.float64)[..., None]
+    error = groups.reshape(*scale.shape, 32) - q.reshape(*scale.shape, 32) * wide
+    rest = np.rint(np.divide(error * 128, wide, out=np.zeros_like(error), where=wide > 0)) * wide / 128
+    pairs = rest.reshape(len(x), scale.shape[1] // 2, 64)
+    kept = np.zeros_like(pairs)
+    kept[:, fine] = pairs[:, fine]
+    return kept.reshape(groups.shape)[:, : x.shape[1]]
 
 
 def seen(weight: Panels, x: np.ndarray) -> np.ndarray:
