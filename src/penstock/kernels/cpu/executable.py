@@ -30,7 +30,7 @@ BUFFERS = {
     for i, name in enumerate(("x", "normed", "qkv", "q", "mixed", "hidden", "delta", "scores", "shared"))
 }
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "clamped_swiglu": 2}
-FINE_TOKENS = 32  # a hidden state's large channels are the same ones whatever the text
+FINE_TOKENS = 16  # a hidden state's large channels are the same ones whatever the text
 _POOLS: dict[int, Any] = {}
 
 
