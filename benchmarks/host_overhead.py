@@ -1,4 +1,4 @@
-"""What the host costs beside the steps: streaming through `AsyncLLM`, the device's own clock against the wall.
+"""What the host costs beside the steps: streaming through `AsyncLLM`, the device's clock against the wall.
 
     python benchmarks/host_overhead.py [--model smollm2] [--windows 1 4 8 16] [--repeats 3]
 

@@ -64,7 +64,7 @@ def alone(smollm2_path: Any) -> list[tuple[Any, ...]]:
 def test_tokens_and_logprobs_do_not_depend_on_batch_chunks_cache_or_preemption(
     smollm2_path: Any, alone: list[tuple[Any, ...]], order: list[int], together: int, blocks: int, **how: Any
 ) -> None:
-    """Red if anything that is computed beside a request, before it or in other pieces changes one of its bits."""
+    """Red if what is computed beside a request, before it or in other pieces changes one of its bits."""
     cases = requests()
     with TokenEngine(smollm2_path, kv_bytes=blocks * BLOCK_BYTES, max_context=192, **how) as engine:
         for number in order:
@@ -81,8 +81,8 @@ def test_tokens_and_logprobs_do_not_depend_on_batch_chunks_cache_or_preemption(
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_answer_of_the_readme_on_every_instruction_set(smollm2_path: Any, isa: str) -> None:
-    """Red if changed rounding takes the README's example away: its first token leads by 0.08 nats, so a change
-    that is right may flip it. Then look at `penstock bench quality`, and choose among equals (FINE_TOKENS)."""
+    """Red if changed rounding takes the README's example away: its first token leads by 0.08 nats, so a
+    change that is right may flip it. Then run `penstock bench quality`; choose among equals (FINE_TOKENS)."""
     from penstock import LLM, SamplingParams
 
     with LLM(str(smollm2_path), instruction_set=isa, kv_bytes=64 * BLOCK_BYTES) as llm:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.backend import OpTableBackend, open_backend
+from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.ops import AttentionParams, HeadShape, Ops
 from penstock.kernels.reference import attention as reference_attention
 from penstock.kernels.reference import plan as reference_plan

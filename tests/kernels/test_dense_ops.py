@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
-from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.backend import OpTableBackend, backend_names, open_backend, resolve_backend
+from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.ops import Activation, HeadShape, Ops
 
 TOLERANCE = 5e-5

@@ -84,7 +84,11 @@ def test_a_norm_makes_the_same_fine_rows(isa: str) -> None:
     """Red if a norm's fine rows differ from those of its result as floats."""
     x = np.random.default_rng(3).standard_normal((5, 320)).astype(np.float32) * 3
     fine = np.array([1, 4], np.uint16)
-    floats, normed, again = np.empty_like(x), native.quantized_rows(5, 320, 2), native.quantized_rows(5, 320, 2)
+    floats, normed, again = (
+        np.empty_like(x),
+        native.quantized_rows(5, 320, 2),
+        native.quantized_rows(5, 320, 2),
+    )
     kernels = native._native.Kernels(isa)
     kernels.norm(x, np.ones(320, np.float32), 1e-5, floats, normed, fine)
     kernels.quantize(floats, again, fine)

@@ -1,4 +1,4 @@
-"""The packed-weights cache: a start that reads gives the model that packing gives, whatever the file is like."""
+"""The packed-weights cache: a start that reads gives what packing gives, whatever the file is like."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tiny_models import make_tiny
 
 native = pytest.importorskip("penstock.kernels.cpu._native", reason="the native module is not built")
 
-from penstock.kernels.backend import BackendOptions, open_backend  # noqa: E402
-from penstock.kernels.cpu import packed_cache  # noqa: E402
-from penstock.kernels.cpu.packed_cache import PackedCache  # noqa: E402
-from penstock.kernels.cpu.weights import CpuWeights, JoinedWeight  # noqa: E402
-from penstock.models.load import _opened, inspect_model  # noqa: E402
+from penstock.kernels.backend import BackendOptions, open_backend
+from penstock.kernels.cpu import packed_cache
+from penstock.kernels.cpu.packed_cache import PackedCache
+from penstock.kernels.cpu.weights import CpuWeights, JoinedWeight
+from penstock.models.load import _opened, inspect_model
 
 
 class Kept:

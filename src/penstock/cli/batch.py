@@ -40,7 +40,9 @@ def batch(
             "--model", "-m", help="answers every line; default: the model that the first line names"
         ),
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="requests in flight at most")] = 256,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, help="requests in flight at most")
+    ] = 256,
     *,
     engine: dict[str, Any],
 ) -> None:

@@ -1,9 +1,9 @@
 """The op table: every operation that a forward pass may ask of a kernel backend.
 
 An op-table backend implements `Ops`; `penstock.kernels.reference` (plain numpy, float32) is the
-meaning of each operation, and every other backend is tested against it over generated shapes. The table is cut so
-that a native or Triton kernel can fuse what belongs together: residual add with the next norm,
-QK-norm with rope and the KV write, gate with up projection.
+meaning of each operation, and every other backend is tested against it over generated shapes. The
+table is cut so that a native or Triton kernel can fuse what belongs together: residual add with the
+next norm, QK-norm with rope and the KV write, gate with up projection.
 
 Letters in shapes: T tokens of the step, R rows, d hidden size, N and K output and input features,
 H query heads, G KV heads, D head size, E experts, k experts per token, V vocabulary.

@@ -87,6 +87,7 @@ def choose_instruction_set(name: str) -> str:
         return name
     why = next((f": {reason}" for known, _, reason in sets if known == name), "")
     raise ConfigError(
-        f"instruction_set: {name!r} is not to be had on this processor{why}; use auto or one of {', '.join(present)}",
+        f"instruction_set: {name!r} is not to be had on this processor{why}; "
+        f"use auto or one of {', '.join(present)}",
         param="instruction_set",
     )

@@ -136,13 +136,13 @@ class PackedCache:
         if self._file is None or entry.nbytes != expected:
             return None
         memory = regions.take(entry.nbytes)
-        place, done = memoryview(memory), 0
+        place, done = memory.data, 0
         while done < entry.nbytes:
             count = os.preadv(self._file, [place[done:]], self._data_start + entry.offset + done)
             if count == 0:
                 return None
             done += count
-        if zlib.crc32(memory) != entry.crc:
+        if zlib.crc32(memory.data) != entry.crc:
             return None
         weight = _native.PackedWeight(
             entry.format, entry.n, entry.k, entry.experts, entry.gated, memory, False, entry.group
@@ -201,8 +201,8 @@ def _describe(weights: dict[str, Any]) -> tuple[dict[str, list[Entry]], list[tup
                     part.per_token,
                     offset,
                     len(data),
-                    zlib.crc32(data),
-                )  # fmt: skip
+                    zlib.crc32(data.data),
+                )
             )
             pieces.append((offset, data))
             offset = _aligned(offset + len(data))
@@ -217,7 +217,7 @@ def _write_file(path: Path, header: Header, pieces: list[tuple[int, np.ndarray]]
         file.write(start)
         for offset, data in pieces:
             file.seek(data_start + offset)
-            file.write(memoryview(data))
+            file.write(data.data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -227,7 +227,7 @@ def _make_room(folder: Path, room: int, keep: Path) -> None:
     for left in folder.glob("*.tmp"):
         if not Path(f"/proc/{left.suffixes[-2][1:]}").exists():
             left.unlink(missing_ok=True)
-    files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.packed") if f != keep))
+    files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.packed") if f != keep)
     total = sum(size for _, size, _ in files)
     for _, size, file in files:
         if total <= room:
