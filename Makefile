@@ -13,6 +13,9 @@ TEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
             HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
 
+# A change of any of these installs again, which builds the native extension.
+INSTALLED := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.* native/core/* native/isa/* native/kernels/* native/simd/*)
+
 .PHONY: serve test coverage lint bench clean help
 .DEFAULT_GOAL := help
 
@@ -29,17 +32,17 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.base: $(INSTALLED) | $(BIN)/python
 	@echo "installing penstock into $(VENV)"
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.test: $(INSTALLED) | $(BIN)/python
 	@echo "installing .[test] into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.base $@
 
-$(VENV)/.lint: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.lint: $(INSTALLED) | $(BIN)/python
 	@echo "installing .[lint] into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[lint]'
 	@touch $(VENV)/.base $@

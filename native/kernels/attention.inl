@@ -27,19 +27,18 @@ struct Queries {
 
 // Scores [N][kKeyBlock] of tiles [tile, last).
 template <class Pages, int N>
-inline void score_block(const Queries& all, int first, const Keys& keys, const Keys* ahead, int tile, int last,
+inline void score_block(const Queries& all, int first, const Keys& keys, Fetch& fetch, int tile, int last,
                         float* scores) {
   const uint32_t* q = all.words_of + first * all.words;
   const int lines = all.words / Pages::kSteps;
   constexpr int kMost = is_int8<Pages> && N > 3 ? 2 : kWide;
   auto some = [&]<int T>() {
-    const uint8_t* const* next = ahead ? ahead->k + tile : nullptr;
     float* out = scores + tile * kKeyTile;
     if constexpr (is_int8<Pages>) {
-      score_tiles_int8<N, T>(q, lines, keys.k + tile, next, all.scale + first, all.starts + 2 * first,
+      score_tiles_int8<N, T>(q, lines, keys.k + tile, fetch, all.scale + first, all.starts + 2 * first,
                              keys.k_scale + tile * kKeyTile, out);
     } else {
-      score_tiles<Pages, N, T>(q, lines, keys.k + tile, next, out);
+      score_tiles<Pages, N, T>(q, lines, keys.k + tile, fetch, out);
     }
     tile += T;
   };
@@ -51,7 +50,7 @@ inline void score_block(const Queries& all, int first, const Keys& keys, const K
 // Queries [first, first + N) with the keys of one block.
 template <class Pages, int N>
 __attribute__((noinline)) void attend_block(const Attention& attention, Queries& all, int first, const Keys& keys,
-                                            const Keys* ahead, int block) {
+                                            Fetch& fetch, int block) {
   const int d = attention.shape.head_dim;
   int low = all.low[first], high = all.high[first];
   for (int n = 1; n < N; ++n) {
@@ -63,7 +62,7 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
   if (low >= high) return;
 
   alignas(64) float scores[N * kKeyBlock];
-  score_block<Pages, N>(all, first, keys, ahead, low / kKeyTile, (high + kKeyTile - 1) / kKeyTile, scores);
+  score_block<Pages, N>(all, first, keys, fetch, low / kKeyTile, (high + kKeyTile - 1) / kKeyTile, scores);
 
   const f32 none = set1(-__builtin_inff());
   const float limit = attention.softcap * kLog2e;
@@ -82,6 +81,7 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
     }
     for (int t = 0; t < kTiles; ++t) store(row + t * kKeyTile, s[t]);
     top[n] = hmax(max(max(s[0], s[1]), max(s[2], s[3])));
+    fetch.some<16>();
   }
   const f32 before = load(all.peak + first), peaks = max(load(top), before);
   store(shrink, exp2<Pages::kDegree>(sub(before, peaks)));
@@ -90,6 +90,7 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
   float factors[N];
   int32_t starts[2 * N];
   for (int n = 0; n < N; ++n) {
+    fetch.some<16>();
     const f32 peak = set1(all.peak[first + n]);
     f32 p[kTiles];
     for (int t = 0; t < kTiles; ++t) p[t] = exp2<Pages::kDegree>(sub(load(scores + n * kKeyBlock + t * kKeyTile), peak));
@@ -107,10 +108,10 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
   constexpr int kMost = is_int8<Pages> && N > 3 ? 2 : kWide;
   auto mix = [&]<int V, bool Some>(int column, int lanes) {
     if constexpr (is_int8<Pages>) {
-      mix_columns_int8<N, V, Some>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink, factors,
+      mix_columns_int8<N, V, Some>(weights, keys, fetch, from, to, d, column, lanes, acc, all.padded, shrink, factors,
                                    starts);
     } else {
-      mix_columns<Pages, N, V, Some>(weights, keys, ahead, from, to, d, column, lanes, acc, all.padded, shrink);
+      mix_columns<Pages, N, V, Some>(weights, keys, fetch, from, to, d, column, lanes, acc, all.padded, shrink);
     }
   };
   int column = 0;
@@ -120,21 +121,21 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
 
 template <class Pages>
 inline void attend_group(const Attention& attention, Queries& all, int first, int count, const Keys& keys,
-                         const Keys* ahead, int block) {
+                         Fetch& fetch, int block) {
   switch (count) {
-    case 1: return attend_block<Pages, 1>(attention, all, first, keys, ahead, block);
-    case 2: return attend_block<Pages, 2>(attention, all, first, keys, ahead, block);
+    case 1: return attend_block<Pages, 1>(attention, all, first, keys, fetch, block);
+    case 2: return attend_block<Pages, 2>(attention, all, first, keys, fetch, block);
     default: break;
   }
   if constexpr (Pages::kRows > 2) {
     switch (count) {
-      case 3: return attend_block<Pages, 3>(attention, all, first, keys, ahead, block);
-      case 4: return attend_block<Pages, 4>(attention, all, first, keys, ahead, block);
-      case 5: return attend_block<Pages, 5>(attention, all, first, keys, ahead, block);
+      case 3: return attend_block<Pages, 3>(attention, all, first, keys, fetch, block);
+      case 4: return attend_block<Pages, 4>(attention, all, first, keys, fetch, block);
+      case 5: return attend_block<Pages, 5>(attention, all, first, keys, fetch, block);
       default: break;
     }
   }
-  if constexpr (Pages::kRows > 5) attend_block<Pages, 6>(attention, all, first, keys, ahead, block);
+  if constexpr (Pages::kRows > 5) attend_block<Pages, 6>(attention, all, first, keys, fetch, block);
 }
 
 // Keys [block, block + 64) as far as [low, high) reaches. Pages of fewer than 16 keys are copied together.
@@ -264,7 +265,9 @@ inline void attend_queries(const AttendArgs& args, int token, int tokens) {
   const bool several = range_last - range_first > 1;
   alignas(64) float merged[kItemFloats + 2 * kItemQueries];
   const bool paged = args.pages->block_size >= kKeyTile, last_tokens = token + tokens == args.tokens;
+  const int64_t region_bytes = kKeyTile * kv_row_bytes(args.pages->kind, d);
   Keys keys[2];
+  Fetch fetch;
   int turn = 0;
   for (int range = range_first; range < range_last; ++range) {
     const auto [low, high] = span_of(range, oldest, end);
@@ -285,10 +288,12 @@ inline void attend_queries(const AttendArgs& args, int token, int tokens) {
       } else {
         ahead = nullptr;
       }
+      if (ahead) fetch.begin(*ahead, region_bytes);
       for (int g = 0; g < groups; ++g) {
         const int first = count * g / groups, rows = count * (g + 1) / groups - first;
-        attend_group<Pages>(attention, all, first, rows, keys[turn], g == 0 ? ahead : nullptr, block);
+        attend_group<Pages>(attention, all, first, rows, keys[turn], fetch, block);
       }
+      fetch.rest();
     }
     if (!several && !args.partial) break;
     for (int i = 0; i < count; ++i) {

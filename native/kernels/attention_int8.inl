@@ -79,8 +79,7 @@ inline float load_query_int8(const float* q, int d, int stride, uint32_t* out, i
 }
 
 template <int N, int T>
-inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const* k, const uint8_t* const* ahead,
-                             const float* q_scale, const int32_t* starts, const float* k_scale, float* scores) {
+inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const* k, Fetch& fetch, const float* q_scale, const int32_t* starts, const float* k_scale, float* scores) {
   i32 s[N][T][2];
   for (int n = 0; n < N; ++n) {
     for (int t = 0; t < T; ++t) {
@@ -88,9 +87,7 @@ inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const*
     }
   }
   for (int line = 0; line < lines; ++line, q += 2 * N) {
-    if (ahead) {
-      for (int t = 0; t < T; ++t) prefetch_far(ahead[t] + 64 * line);
-    }
+    fetch.some<2>();
     i32 keys[T];
     for (int t = 0; t < T; ++t) keys[t] = load_line(k[t] + 64 * line), pin<N>(keys[t]);
     for (int n = 0; n < N; ++n) {
@@ -129,8 +126,7 @@ inline float store_weights_int8(const f32* p, const float* v_scale, uint32_t* ou
 }
 
 template <int N, int V, bool Some>
-inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, const Keys* ahead, int first, int last, int d,
-                             int column, int lanes, float* acc, int padded, const float* shrink, const float* factors,
+inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d, int column, int lanes, float* acc, int padded, const float* shrink, const float* factors,
                              const int32_t* starts) {
   constexpr int kLines = kKeyTile / 4;
   i32 a[N][V][2];
@@ -149,9 +145,7 @@ inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, const Ke
       __builtin_memcpy(some, row, lanes * 4);
       row = some;
     }
-    if (ahead) {
-      for (int v = 0; v < V; ++v) prefetch_far(ahead->v[line / kLines] + offset + 64 * v);
-    }
+    fetch.some<3>();
     i32 values[V];
     for (int v = 0; v < V; ++v) values[v] = load_line(row + 64 * v), pin<N>(values[v]);
     for (int n = 0; n < N; ++n) {

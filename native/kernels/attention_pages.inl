@@ -14,6 +14,30 @@ struct Keys {
   alignas(64) float k_scale[kKeyBlock], v_scale[kKeyBlock];  // of int8; 0 for keys that nobody sees
 };
 
+// Keys and values that come next, on their way from memory while others are computed. Few lines at a time, and
+// some between the products too: what waits for memory is a queue of a few dozen lines that should never be empty.
+struct Fetch {
+  const uint8_t* regions[2 * kTiles + 1] = {};
+  int64_t bytes = 0;  // of each region
+  int left = 0;       // regions
+  const uint8_t *at = nullptr, *end = nullptr;
+
+  void begin(const Keys& keys, int64_t region_bytes) {
+    for (int t = 0; t < kTiles; ++t) regions[kTiles - t] = keys.v[t], regions[2 * kTiles - t] = keys.k[t];
+    bytes = region_bytes, left = 2 * kTiles, at = regions[left], end = at + bytes;
+  }
+  template <int Lines>
+  void some() {
+    if (left == 0) return;
+    for (int i = 0; i < Lines; ++i) prefetch_far(at + 64 * i);
+    at += 64 * Lines;
+    if (at >= end) at = regions[--left], end = at + bytes;
+  }
+  void rest() {
+    while (left) some<8>();
+  }
+};
+
 // Loaded once for all N queries: GCC would load it again for each, and few queries would wait for loads. With as
 // many as the registers hold, it does better by itself (prefill).
 template <int N, class T>
@@ -98,16 +122,13 @@ struct Bf16Dots {
 
 // Scores [N][kKeyBlock] of N queries, words [words][N], and T tiles of keys.
 template <class Pages, int N, int T>
-inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, const uint8_t* const* ahead,
-                        float* scores) {
+inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, Fetch& fetch, float* scores) {
   f32 s[N][T];
   for (int n = 0; n < N; ++n) {
     for (int t = 0; t < T; ++t) s[n][t] = zero();
   }
   for (int line = 0; line < lines; ++line) {
-    if (ahead) {
-      for (int t = 0; t < T; ++t) prefetch_far(ahead[t] + 64 * line);
-    }
+    fetch.some<2>();
 #pragma GCC unroll 2
     for (int step = 0; step < Pages::kSteps; ++step, q += N) {
       decltype(Pages::value(i32{}, 0)) value[T];
@@ -126,8 +147,7 @@ inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, c
 // acc [N][padded], from `column` on 16 * V dimensions, or `lanes` fewer than 16: acc * shrink + weights times
 // values of lines [first, last) of the block.
 template <class Pages, int N, int V, bool Some>
-inline void mix_columns(const uint32_t* weights, const Keys& keys, const Keys* ahead, int first, int last, int d,
-                        int column, int lanes, float* acc, int padded, const float* shrink) {
+inline void mix_columns(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d, int column, int lanes, float* acc, int padded, const float* shrink) {
   constexpr int kLines = kKeyTile / Pages::kPerLine;
   f32 a[N][V];
   for (int n = 0; n < N; ++n) {
@@ -138,12 +158,8 @@ inline void mix_columns(const uint32_t* weights, const Keys& keys, const Keys* a
     const int tile = line / kLines, end = last < (tile + 1) * kLines ? last : (tile + 1) * kLines;
     const int64_t offset = (int64_t(line % kLines) * d + column) * 4;
     const uint8_t* row = keys.v[tile] + offset;
-    const uint8_t* next = ahead ? ahead->v[tile] + offset : nullptr;
     for (; line < end; ++line, row += 4 * d) {
-      if (next) {
-        for (int i = 0; i < V; ++i) prefetch_far(next + 64 * i);
-        next += 4 * d;
-      }
+      fetch.some<3>();
 #pragma GCC unroll 2
       for (int step = 0; step < Pages::kSteps; ++step) {
         decltype(Pages::value(i32{}, 0)) value[V];
