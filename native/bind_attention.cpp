@@ -42,7 +42,8 @@ class AttentionLayer {
       : kernels_(choose_instruction_set(isa).kernels) {
     rotation_.shape = attention_.shape = {heads, kv_heads, head_dim};
     rotation_.scale = 1.0f;
-    pages_ = {pool.data(), 2 * kv_heads * head_stride, kv_heads * head_stride, head_stride, block_size, 0, KvKind(kind)};
+    const int64_t kv = kv_heads * head_stride;
+    pages_ = {pool.data(), 2 * kv, kv, head_stride, block_size, 0, KvKind(kind)};
   }
 
   void attention(int window, float softcap, const Floats& sinks) {

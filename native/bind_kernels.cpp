@@ -53,7 +53,8 @@ Activations view(const std::optional<Out<float, 2>>& f, const std::optional<Quan
     auto fits = [&](const auto& array, size_t width) {
       return int(array.shape(0)) == rows && array.shape(1) == width;
     };
-    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups) && fits(half, 2 * groups),
+    require(fits(q, groups * kGroup) && fits(scale, groups) && fits(sum, groups) && fits(start, groups) &&
+                fits(half, 2 * groups),
             "quantized rows of another shape");
     a.q = q.data(), a.scale = scale.data(), a.sum = sum.data(), a.start = start.data();
     a.half = half.data();

@@ -10,10 +10,7 @@
 namespace penstock {
 namespace {
 
-constexpr int kQueryTile = 48;      // queries of one attention item
 constexpr int kExtraPhases = 8;
-
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -48,12 +45,14 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
         need(op.target, p.weights[op.weight].n / 2);
         break;
       case Code::Rotate: need(Buffer::Q, op.rotation.shape.heads * op.rotation.shape.head_dim); break;
-      case Code::Attend:
+      case Code::Attend: {
+        const int each = op.attention.shape.heads / op.attention.shape.kv_heads;
         need(Buffer::Mixed, op.attention.shape.heads * op.attention.shape.head_dim);
         as_floats_[int(Buffer::Mixed)] = true;
-        fused_mixed_ = op.attention.shape.heads / op.attention.shape.kv_heads * op.attention.shape.head_dim % kGroup == 0;
+        fused_mixed_ = each * op.attention.shape.head_dim % kGroup == 0;
         if (op.attention.shape.head_dim > kMaxHeadDim) throw std::invalid_argument("head_dim above 512");
         break;
+      }
       case Code::Experts:
         reads(Buffer::Normed, op.weight);
         reads(Buffer::PairInput, op.weight);
@@ -82,148 +81,9 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
   grow(kPrivateTokens);
 }
 
-// One arena for `tokens` rows of every buffer and the threads' private rows. Called twice: to count, to place.
-void Executor::layout(int tokens) {
-  uint8_t* base = arena_.data();
-  size_t used = 0;
-  auto take = [&](size_t bytes) {
-    uint8_t* place = base ? base + used : nullptr;
-    used += round_up(bytes, 64);
-    return place;
-  };
-  auto place = [&](int b, int count) {
-    Activations a;
-    const int width = widths_[b];
-    if (width == 0) return a;
-    if (as_floats_[b]) {
-      a.f_stride = round_up(width, 16);
-      a.f = reinterpret_cast<float*>(take(4 * a.f_stride * count));
-    }
-    if (quantized_[b]) {
-      a.q_stride = round_up(width, 64) + (b == int(Buffer::Normed) ? 2 * kGroup * fine_room_ : 0);
-      a.s_stride = a.q_stride / kGroup;
-      a.q = reinterpret_cast<int8_t*>(take(a.q_stride * count));
-      a.scale = reinterpret_cast<float*>(take(4 * a.s_stride * count));
-      a.sum = reinterpret_cast<float*>(take(4 * a.s_stride * count));
-      a.start = reinterpret_cast<int32_t*>(take(4 * a.s_stride * count));
-      if (halves_[b]) a.half = reinterpret_cast<int32_t*>(take(8 * a.s_stride * count));
-    }
-    return a;
-  };
-  for (int b = 0; b < int(Buffer::Count); ++b) {
-    shared_[b] = place(b, b >= int(Buffer::PairInput) ? tokens * choices_ : tokens);
-    floats_[b] = shared_[b].f;
-  }
-  private_.resize(pool_->size());
-  for (auto& mine : private_) {
-    mine = shared_;
-    mine[int(Buffer::Normed)] = place(int(Buffer::Normed), kPrivateTokens);
-    mine[int(Buffer::Mixed)] = place(int(Buffer::Mixed), kPrivateTokens);
-    mine[int(Buffer::Mixed)].f = shared_[int(Buffer::Mixed)].f;
-    mine[int(Buffer::PairInput)] = place(int(Buffer::PairInput), kPrivateTokens * choices_);
-  }
-  if (!base) arena_ = Arena(used);
-}
-
-void Executor::grow(int tokens) {
-  if (tokens <= capacity_) return;
-  capacity_ = int(round_up(tokens, 16));
-  arena_ = Arena();
-  layout(capacity_);
-  layout(capacity_);
-  routes_.resize(pool_->size());
-  for (Routes& routes : routes_) {
-    for (auto* each : {&routes.ids, &routes.rank}) each->resize(size_t(capacity_) * choices_);
-    routes.weights.resize(size_t(capacity_) * choices_);
-  }
-}
-
-void Executor::plan(const Batch& batch) {
-  batch_ = &batch;
-  offsets_.assign(1, 0);
-  token_row_.clear();
-  positions_.clear();
-  spans_.clear();
-  for (int r = 0; r < batch.rows; ++r) {
-    for (int i = 0; i < batch.counts[r]; ++i) {
-      const int position = batch.starts[r] + i;
-      if (i == 0 || position % kKeyTile == 0) spans_.push_back(int(positions_.size()));
-      token_row_.push_back(r);
-      positions_.push_back(position);
-    }
-    offsets_.push_back(int(positions_.size()));
-  }
-  tokens_ = int(positions_.size());
-  spans_.push_back(tokens_);
-  grow(tokens_);
-  for (size_t i = 0; i < program_.ropes.size(); ++i) {
-    cos_[i].resize(tokens_ * program_.ropes[i].frequencies.size());
-    sin_[i].resize(cos_[i].size());
-  }
-  if (!program_.layers.empty() && program_.layers[0].block_size < kKeyTile) {
-    scratch_.resize(pool_->size() * attend_scratch(program_.layers[0].kind, kMaxHeadDim));
-  }
-  plan_items(items_, false);
-  plan_items(split_items_, true);
-}
-
-// Items of one row are (query tile, KV head). Where that would leave threads idle, single tokens are cut into
-// key ranges, or the last KV heads into parts of their query heads.
-void Executor::plan_items(std::vector<Item>& items, bool split) {
-  items.clear();
-  if (split) merges_.clear();
-  const Operation* op = nullptr;
-  for (const Operation& each : program_.operations) {
-    if (each.code == Code::Attend) op = &each;
-  }
-  if (!op) return;
-  const HeadShape& shape = op->attention.shape;
-  const int each = shape.heads / shape.kv_heads, threads = pool_->size();
-  const int tile = std::max(1, kQueryTile / each);
-  int units = 0;
-  for (int r = 0; r < batch_->rows; ++r) units += (batch_->counts[r] + tile - 1) / tile * shape.kv_heads;
-  const bool few = units < 4 * threads;
-  const bool by_heads = few && (!fused_mixed_ || shape.head_dim % kGroup == 0);
-  const int odd = by_heads ? units % threads : 0;
-  int partial = 0, unit = 0;
-  for (int r = 0; r < batch_->rows; ++r) {
-    for (int first = 0; first < batch_->counts[r]; first += tile) {
-      const int count = std::min(tile, batch_->counts[r] - first);
-      const int position = batch_->starts[r] + first;
-      const int ranges = (position + kKeyRange) / kKeyRange;
-      const bool cut = split && few && count == 1 && ranges > 1;
-      for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head, ++unit) {
-        const int parts = unit >= units - odd && !cut ? (threads + odd - 1) / odd : 1;
-        const int heads = std::min((each + parts - 1) / parts, kMaxItemHeads);
-        for (int head = 0; head < each; head += heads) {
-          Item item{r, offsets_[r] + first, count, position, kv_head, kv_head * each + head,
-                    std::min(heads, each - head), -1, partial, int(merges_.size())};
-          if (!cut) {
-            items.push_back(item);
-            continue;
-          }
-          merges_.push_back({ranges, partial});
-          for (item.range = 0; item.range < ranges; ++item.range) {
-            item.partial = partial;
-            partial += item.heads * partial_floats(shape.head_dim);
-            items.push_back(item);
-          }
-        }
-      }
-    }
-  }
-  if (split) {
-    partials_.resize(partial);
-    arrived_ = std::vector<Counter>(merges_.size());
-  }
-  std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    auto cost = [](const Item& i) { return (i.range >= 0 ? kKeyRange : i.position + 1) * i.tokens * i.heads; };
-    return cost(a) > cost(b);
-  });
-}
-
 Activations Executor::input(const Lane& lane, Buffer buffer) const {
-  const bool own = lane.small && (buffer == Buffer::Normed || (buffer == Buffer::Mixed && !fused_mixed_) || buffer == Buffer::PairInput);
+  const bool mixed = buffer == Buffer::Mixed && !fused_mixed_;
+  const bool own = lane.small && (buffer == Buffer::Normed || mixed || buffer == Buffer::PairInput);
   return own ? private_[lane.thread][int(buffer)] : shared_[int(buffer)];
 }
 

@@ -79,7 +79,8 @@ constexpr int64_t panel_bytes(Format format, int k, int group = 0) {
     case Format::Q5Super:
     case Format::Q6: return (k + 255) / 256 * (320 + 4 * values);
     case Format::Q4Group:
-    case Format::Q8Group: return group == kGroup ? pairs * (256 + values) : (k + group - 1) / group * 128 + pairs * values;
+    case Format::Q8Group:
+      return group == kGroup ? pairs * (256 + values) : (k + group - 1) / group * 128 + pairs * values;
     case Format::F32: return int64_t(k) * kPanel * 4;
     case Format::BF16: return int64_t((k + 1) / 2) * kPanel * 4;
     case Format::Q4: return int64_t((k + 63) / 64) * 640;

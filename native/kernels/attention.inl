@@ -93,7 +93,8 @@ __attribute__((noinline)) void attend_block(const Attention& attention, Queries&
     fetch.some<16>();
     const f32 peak = set1(all.peak[first + n]);
     f32 p[kTiles];
-    for (int t = 0; t < kTiles; ++t) p[t] = exp2<Pages::kDegree>(sub(load(scores + n * kKeyBlock + t * kKeyTile), peak));
+    const float* row = scores + n * kKeyBlock;
+    for (int t = 0; t < kTiles; ++t) p[t] = exp2<Pages::kDegree>(sub(load(row + t * kKeyTile), peak));
     float* total = all.total + (first + n) * 16;
     if constexpr (is_int8<Pages>) {
       factors[n] = store_weights_int8(p, keys.v_scale, weights + n * kKeyBlock, starts + 2 * n);

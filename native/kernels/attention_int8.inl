@@ -79,7 +79,8 @@ inline float load_query_int8(const float* q, int d, int stride, uint32_t* out, i
 }
 
 template <int N, int T>
-inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const* k, Fetch& fetch, const float* q_scale, const int32_t* starts, const float* k_scale, float* scores) {
+inline void score_tiles_int8(const uint32_t* q, int lines, const uint8_t* const* k, Fetch& fetch, const float* q_scale,
+                             const int32_t* starts, const float* k_scale, float* scores) {
   i32 s[N][T][2];
   for (int n = 0; n < N; ++n) {
     for (int t = 0; t < T; ++t) {
@@ -126,7 +127,8 @@ inline float store_weights_int8(const f32* p, const float* v_scale, uint32_t* ou
 }
 
 template <int N, int V, bool Some>
-inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d, int column, int lanes, float* acc, int padded, const float* shrink, const float* factors,
+inline void mix_columns_int8(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d,
+                             int column, int lanes, float* acc, int padded, const float* shrink, const float* factors,
                              const int32_t* starts) {
   constexpr int kLines = kKeyTile / 4;
   i32 a[N][V][2];

@@ -147,7 +147,8 @@ inline void score_tiles(const uint32_t* q, int lines, const uint8_t* const* k, F
 // acc [N][padded], from `column` on 16 * V dimensions, or `lanes` fewer than 16: acc * shrink + weights times
 // values of lines [first, last) of the block.
 template <class Pages, int N, int V, bool Some>
-inline void mix_columns(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d, int column, int lanes, float* acc, int padded, const float* shrink) {
+inline void mix_columns(const uint32_t* weights, const Keys& keys, Fetch& fetch, int first, int last, int d,
+                        int column, int lanes, float* acc, int padded, const float* shrink) {
   constexpr int kLines = kKeyTile / Pages::kPerLine;
   f32 a[N][V];
   for (int n = 0; n < N; ++n) {

@@ -3,8 +3,8 @@
 // A product's floats see one order whatever the tile: inputs ascending, for quantized weights group
 // by group "acc += scale_x * (scale_w * dot)", then "acc += minimum_w * sum_x"; never split over K.
 
-constexpr int64_t kPanelBytes = 24 << 10;
-constexpr int kPrefetch = 4096;  // bytes ahead
+constexpr int64_t kPanelBytes = 24 << 10;  // of panels that stay in the first level of cache beside rows
+constexpr int kPrefetch = 4096;            // bytes ahead, to the second level
 
 // acc += (total * d) * scale_x of one group
 template <int M>
@@ -118,8 +118,10 @@ inline void tile_bf16(const Activations& a, const uint8_t* panel, int k, bool ah
 
 #include "kernels/linear_formats.inl"
 
+// Not inlined: in a larger function GCC keeps sums in memory.
 template <int M>
-__attribute__((noinline)) void tile(const Weight& w, const Activations& a, const uint8_t* panel, bool ahead, float* out) {
+__attribute__((noinline)) void tile(const Weight& w, const Activations& a, const uint8_t* panel, bool ahead,
+                                    float* out) {
   switch (w.format) {
     case Format::Q4: return tile_q4<M>(a, panel, (w.k + 2 * kGroup - 1) / (2 * kGroup), ahead, out);
     case Format::Q8: return tile_q8<M>(a, panel, (w.k + kGroup - 1) / kGroup, ahead, out);

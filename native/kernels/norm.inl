@@ -37,7 +37,8 @@ inline void quantize_fine(int n, const Activations& out, Value value) {
     const int first = (2 * out.fine[g / 2] + g % 2) * kGroup;
     const f32 a = value(first), b = value(first + 16);
     const float peak = abs_peak(a, b), scale = peak * (1.0f / 127.0f);
-    const f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f), up = set1(peak > 0.0f ? 128.0f * 127.0f / peak : 0.0f);
+    const f32 inverse = set1(peak > 0.0f ? 127.0f / peak : 0.0f);
+    const f32 up = set1(peak > 0.0f ? 128.0f * 127.0f / peak : 0.0f);
     const f32 rest_a = fma(round_even(mul(a, inverse)), set1(-scale), a);
     const f32 rest_b = fma(round_even(mul(b, inverse)), set1(-scale), b);
     const i32 qa = round_to_int(mul(rest_a, up)), qb = round_to_int(mul(rest_b, up));

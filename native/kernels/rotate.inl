@@ -102,7 +102,9 @@ inline void write_v(const RotateArgs& args, int head, const float* v) {
   for (int i = 0; i < d; i += 16, out += 32) {
     const int n = d - i < 16 ? d - i : 16;
     const i32 rounded = bf16_bits(load_n(v + i, n));
-    store_line_n(out, args.place % 2 ? join_bits(keep_bits(load_line_n(out, n), 0xFFFF), shift_left<16>(rounded)) : rounded, n);
+    const bool second = args.place % 2;
+    const i32 pair = second ? join_bits(keep_bits(load_line_n(out, n), 0xFFFF), shift_left<16>(rounded)) : rounded;
+    store_line_n(out, pair, n);
   }
 }
 
