@@ -109,12 +109,12 @@ class Kernels {
 
   void linear(const PanelView& panels, const std::optional<Out<float, 2>>& f, const std::optional<Quantized>& quantized,
               const Out<float, 2>& out, const std::optional<Array<float, 1>>& bias, float scale, float softcap,
-              bool add, const Fine& fine) const {
+              bool add, const Fine& fine, int repeat) const {
     LinearArgs args = arguments(panels, f, quantized, bias, int(out.shape(0)), fine);
     require(int(out.shape(1)) == panels.weight.n, "out of another width");
     args.out = out.data(), args.out_stride = panels.weight.n;
     args.scale = scale, args.softcap = softcap;
-    (add ? table_.linear_add : table_.linear)(args);
+    for (int i = 0; i < repeat; ++i) (add ? table_.linear_add : table_.linear)(args);
   }
 
   void linear_gated(const PanelView& panels, const std::optional<Out<float, 2>>& f,
@@ -177,7 +177,8 @@ void bind_kernels(nb::module_& m) {
       .def("quantize", &Kernels::quantize, "x"_a, "quantized"_a, "fine"_a.none() = nb::none())
       .def("quantize_row", &Kernels::quantize_row, "x"_a, "quantized"_a)
       .def("linear", &Kernels::linear, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a, "bias"_a.none(),
-           "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false, "fine"_a.none() = nb::none())
+           "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false, "fine"_a.none() = nb::none(),
+           "repeat"_a = 1)
       .def("linear_gated", &Kernels::linear_gated, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a.none(),
            "out_quantized"_a.none(), "bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a, "rows"_a)
       .def("embed", &Kernels::embed, "panels"_a, "token"_a, "scale"_a, "out"_a)

@@ -72,6 +72,7 @@ class Executable:
         self.instruction_set = isa
         self.pool = thread_pool(threads or default_threads())
         self._engine = _native.Engine(builder, isa, self.pool)
+        self._chosen = False
 
     def forward(
         self,
@@ -129,19 +130,23 @@ class Executable:
             layout.block_size,
             layout.itemsize,
         )
-        self._choose_fine(pool, layout)
+        if not self._chosen:
+            self._choose_fine(pool, layout)
+            self._chosen = True
 
     def _choose_fine(self, pool: np.ndarray, layout: Any) -> None:
         """Run a few tokens of the vocabulary, always the same, by which the native side chooses inputs that
-        it holds with more bits (native/core/fine.cpp). The blocks that it needs are zero afterwards."""
+        it holds with more bits (native/core/fine.cpp). The blocks that it needs are as before afterwards."""
         groups = len(layout.groups)
         count = min(FINE_TOKENS, len(pool) // layout.block_bytes // groups * layout.block_size)
         blocks = -(-count // layout.block_size)
         tokens = (np.arange(1, count + 1) * 2654435761 % self.program.vocab_size).astype(np.int32)
         tables = list(np.arange(groups * blocks, dtype=np.int32).reshape(groups, 1, blocks))
         start, counts = np.zeros(1, np.int32), np.full(1, count, np.int32)
+        used = pool[: groups * blocks * layout.block_bytes]
+        before = used.copy()
         self._engine.choose_fine(tokens, start, counts, tables)
-        pool[: groups * blocks * layout.block_bytes] = 0
+        used[:] = before
 
     def take_clocks(self) -> dict[str, float]:
         """Seconds of thread 0 per kind of operation since the last call."""
