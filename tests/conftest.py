@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy is imported anywhere: a worker that takes every core starves its neighbour.
@@ -26,13 +25,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(autouse=True)
-def penstock_log_as_it_was() -> Iterator[None]:
-    """A command that is run in this process sets the log up; the next test's `caplog` must still hear it."""
-    logger = logging.getLogger("penstock")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+def penstock_log_is_heard() -> None:
+    """A command that a test or fixture ran in this process has set the log up: `caplog` must still hear."""
+    logging.getLogger("penstock").propagate = True
 
 
 @pytest.fixture(scope="session")
