@@ -4,7 +4,7 @@
 // by group "acc += scale_x * (scale_w * dot)", then "acc += minimum_w * sum_x"; never split over K.
 
 constexpr int64_t kPanelBytes = 24 << 10;  // of panels that stay in the first level of cache beside rows
-constexpr int kPrefetch = 4096;            // bytes ahead, to the second level
+constexpr int kPrefetch = 6400;            // bytes ahead, to the second level
 
 // acc += (total * d) * scale_x of one group
 template <int M>
@@ -72,6 +72,7 @@ inline void tile_q8(const Activations& a, const uint8_t* panel, int groups, bool
     i32 dot[M];
     for (int r = 0; r < M; ++r) dot[r] = byte_start(a.start[r * a.s_stride + g]);
     const int8_t* q = a.q + int64_t(g) * kGroup;
+    if (ahead) prefetch_far(lines + kPrefetch + 512);  // a group is eight lines and a half
 #pragma GCC unroll 8
     for (int line = 0; line < 8; ++line) {
       if (ahead) prefetch_far(lines + kPrefetch + 64 * line);
