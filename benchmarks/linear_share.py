@@ -118,7 +118,8 @@ def main() -> None:
     total = sum(statistics.median(values) for values in seconds.values())
     for name, values in seconds.items():
         if statistics.median(values) > 0.001 * total:
-            print(f"{name:14} {statistics.median(values) * 1e3:8.1f} ms {statistics.median(values) / total:6.1%}")
+            middle = statistics.median(values)
+            print(f"{name:14} {middle * 1e3:8.1f} ms {middle / total:6.1%}")
     print(f"linear layers  {statistics.median(reached) / 1e9:8.1f} GMAC/s")
     print(f"inner loop     {statistics.median(possible) / 1e9:8.1f} GMAC/s")
     print(f"share          {statistics.median(shares):8.1%}")

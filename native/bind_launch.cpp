@@ -95,6 +95,8 @@ void bind_launch(nb::module_& m) {
   m.attr("BROKEN") = kBroken;
   nb::class_<Launch>(m, "Launch")
       .def("wait", &wait, "index"_a, "tokens"_a)
+      .def("wait_until", &Launch::wait_until, "index"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("interrupt", &Launch::interrupt)
       .def("cut", &Launch::cut)
       .def("fail", &Launch::fail, "message"_a)
       .def("release", &Launch::release)

@@ -24,10 +24,26 @@ Launch::Launch(LaunchPlan plan_, bool attended_, bool held_)
 
 const StepOutput* Launch::wait(int index) {
   std::unique_lock lock(mutex_);
+  awaited_ = index;
   changed_.wait(lock, [&] { return done_ > index || limit_ <= index || failed_; });
   if (done_ > index) return &outputs_[size_t(index)];
   if (limit_ <= index) return nullptr;
   throw std::runtime_error(error_);
+}
+
+int Launch::wait_until(int index, double seconds) {
+  std::unique_lock lock(mutex_);
+  awaited_ = index;
+  changed_.wait_for(lock, std::chrono::duration<double>(seconds),
+                    [&] { return done_ > index || limit_ <= index || failed_ || interrupted_; });
+  interrupted_ = false;
+  return done_;
+}
+
+void Launch::interrupt() {
+  std::lock_guard lock(mutex_);
+  interrupted_ = true;
+  changed_.notify_all();
 }
 
 int Launch::cut() {
@@ -47,7 +63,7 @@ bool Launch::begin(int index) {
 void Launch::publish(int index) {
   std::lock_guard lock(mutex_);
   done_ = index + 1;
-  changed_.notify_all();
+  if (done_ > awaited_) changed_.notify_all();
 }
 
 void Launch::end(int steps) {

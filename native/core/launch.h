@@ -62,6 +62,13 @@ class Launch {
   // Blocks until step `index` was published: its output, or null if it never runs. Throws what it threw.
   const StepOutput* wait(int index);
 
+  // How many steps were published, once step `index` was or never will be, `seconds` passed, or `interrupt`
+  // was called.
+  int wait_until(int index, double seconds);
+
+  // Ends the present or the next `wait_until`.
+  void interrupt();
+
   // Ends the window after the step that runs, after the first if none does; returns how many steps run.
   int cut();
 
@@ -79,7 +86,8 @@ class Launch {
   std::condition_variable changed_;
   std::vector<StepOutput> outputs_;
   int started_ = 0, done_ = 0, limit_;
-  bool failed_ = false;
+  int awaited_ = 0;  // the step that the one thread that waits is waiting for: steps before it wake nobody
+  bool failed_ = false, interrupted_ = false;
   std::string error_;
 };
 

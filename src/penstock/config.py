@@ -77,7 +77,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     window: Annotated[
         int,
         Meta(ge=1, le=64, description="decode steps planned at once while nobody waits; 1: always one"),
-    ] = 8
+    ] = 32
     aging_s: Annotated[
         float, Meta(gt=0, description="seconds of waiting that lift a request by one priority class")
     ] = 30.0

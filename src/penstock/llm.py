@@ -150,7 +150,9 @@ class AsyncLLM:
 
         A failure before the first event raises; a later one is a `Failure`, the last event.
         """
-        return self._stream(self._call(kind="completion", prompts=(_read_prompt(prompt),), params=params))
+        return self._stream(
+            self._call(kind="completion", prompts=(_read_prompt(prompt),), params=params, stream=True)
+        )
 
     def chat(
         self,
@@ -168,6 +170,7 @@ class AsyncLLM:
                 tools=tuple(tools),
                 template_args=dict(template_args or {}),
                 params=params,
+                stream=True,
             )
         )
 

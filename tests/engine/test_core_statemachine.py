@@ -65,12 +65,15 @@ class CoreMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "s"]),
         client=st.sampled_from(["c", "d"]),
+        stream=st.booleans(),
         stop=st.sets(st.integers(0, 96), max_size=12),
         min_tokens=st.integers(0, 2),
         read=st.booleans(),
         store=st.booleans(),
     )
-    def submit(self, prompt, max_tokens, tenant, priority, salt, client, stop, min_tokens, read, store):
+    def submit(
+        self, prompt, max_tokens, tenant, priority, salt, client, stream, stop, min_tokens, read, store
+    ):
         request_id = self.bench.submit(
             prompt,
             max_tokens,
@@ -80,6 +83,7 @@ class CoreMachine(RuleBasedStateMachine):
             cache_salt=salt,
             cache_read=read,
             cache_store=store,
+            stream=stream,
             stop=sorted(stop),
             min_tokens=min_tokens,
         )

@@ -22,9 +22,10 @@ def _needed(prompt: list[int], tokens: list[int]) -> int:
 
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 64])
-def test_every_window_gives_the_tokens_of_single_steps(depth, window):
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_window_gives_the_tokens_of_single_steps(depth, window, stream):
     """Red if a step of a window reads or writes another place than the same step alone."""
-    bench = _bench(depth=depth, window=window, windows=(None, 6), block_size=4)
+    bench = _bench(depth=depth, window=window, stream=stream, windows=(None, 6), block_size=4)
     lengths = [3, 9, 17, 40]
     ids = [bench.submit(PROMPT[: 2 + i], length) for i, length in enumerate(lengths)]
     bench.run()
@@ -33,10 +34,11 @@ def test_every_window_gives_the_tokens_of_single_steps(depth, window):
     assert max(plan.window for plan in bench.device.plans) == min(window, 39)
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_rows_that_end_inside_a_window_cost_nothing_after_it(depth):
+def test_rows_that_end_inside_a_window_cost_nothing_after_it(depth, stream):
     """Red if a row is computed after its max_tokens or its stop token, or the window waits for the others."""
-    bench = _bench(depth=depth)
+    bench = _bench(depth=depth, stream=stream)
     plain = expected_tokens(PROMPT, 40)
     stop = plain[20]
     assert stop not in plain[:20]
@@ -50,10 +52,11 @@ def test_rows_that_end_inside_a_window_cost_nothing_after_it(depth):
     assert bench.device.computed_tokens == sum(_needed(PROMPT, tokens) for tokens in wanted.values())
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_window_ends_with_its_last_row(depth):
+def test_a_window_ends_with_its_last_row(depth, stream):
     """Red if the device goes on after every row drew its stop token, or the loop waits for the rest."""
-    bench = _bench(depth=depth)
+    bench = _bench(depth=depth, stream=stream)
     plain = expected_tokens(PROMPT, 40)
     request_id = bench.submit(PROMPT, 40, stop=[plain[10]])
     bench.run()
@@ -61,13 +64,14 @@ def test_a_window_ends_with_its_last_row(depth):
     assert bench.device.computed_tokens == _needed(PROMPT, bench.tokens(request_id))
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_an_arrival_cuts_the_window(depth):
+def test_an_arrival_cuts_the_window(depth, stream):
     """Red if an arrival waits for the end of a window: after it, at most `depth` steps are still begun
     before the one that admits it, and the one that runs."""
-    bench = _bench(depth=depth, window=32)
+    bench = _bench(depth=depth, window=32, stream=stream)
     bench.submit(PROMPT, 50)
-    while len(bench.deltas.get("r1", [])) < 5:
+    while len(bench.tokens("r1")) < 5:
         bench.core.step()
     executed = bench.device._executed
     late = bench.submit([5, 6], 3)
@@ -100,6 +104,47 @@ def test_a_request_that_leaves_cuts_the_window(depth, how):
     bench.run()
     assert bench.tokens(other) == expected_tokens(PROMPT[:3], 50)
     assert bench.device.computed_tokens - before <= 50 - seen + depth + 1
+
+
+def test_steps_are_applied_together_unless_a_caller_reads_each():
+    """Red if a stream waits for a window, or a window whose tokens nobody reads wakes the host each step."""
+    for streams, together in [((False, False), True), ((False, True), False), ((True, True), False)]:
+        bench = _bench()
+        ids = [bench.submit(PROMPT[: 3 + i], 40, stream=stream) for i, stream in enumerate(streams)]
+        bench.run()
+        assert (bench.device.together > 1) is together
+        sizes = [len(delta.tokens) for request_id in ids for delta in bench.deltas[request_id]]
+        assert (max(sizes) > 1) is together
+        wanted = [expected_tokens(PROMPT[: 3 + i], 40) for i in range(2)]
+        assert [bench.tokens(request_id) for request_id in ids] == wanted
+
+
+def test_what_needs_more_than_a_token_is_sent_step_by_step():
+    """Red if log-probabilities, or a ninth stop token, are lost where steps are applied together."""
+    for field in ({"logprobs": 1}, {"stop_token_ids": tuple(range(1000, 1009))}):
+        bench = _bench(stream=False)
+        sampling = TokenSampling(max_tokens=20, seed=0, **field)
+        bench.core.submit("c", Submit(id="a", tokens=pack_tokens(PROMPT), sampling=sampling, stream=False))
+        bench.run()
+        assert bench.device.together == 0
+        assert [len(delta.tokens) for delta in bench.deltas["a"]] == [1] * 20
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_prefix_that_steps_applied_together_wrote_is_reused(depth):
+    """Red if steps applied together publish a block beyond the tokens that count, or none at all."""
+    bench = _bench(depth=depth, stream=False, prefix_cache=True, block_size=4)
+    plain = expected_tokens(PROMPT, 30)
+    first = bench.submit(PROMPT, 30, stop=[plain[13]])
+    bench.run()
+    answer = bench.tokens(first)
+    assert answer == plain[: plain.index(plain[13]) + 1]
+    follow = PROMPT + answer + [7, 7, 7]
+    again = bench.submit(follow, 12)
+    bench.run()
+    assert bench.tokens(again) == expected_tokens(follow, 12)
+    # The last token of an answer is drawn, not computed.
+    assert bench.deltas[again][0].cached_tokens == (len(PROMPT) + len(answer) - 1) // 4 * 4
 
 
 def test_windows_never_preempt():

@@ -29,7 +29,9 @@ class CoreBench:
         max_queue: int = 1000,
         weights: dict[str, float] | None = None,
         aging_s: float = 30.0,
+        stream: bool = True,
     ) -> None:
+        """`stream`: of the requests, unless they say it themselves."""
         layout = plan_layout([LayerKV(1, 1, window) for window in windows], block_size, itemsize=1)
         self.clock = VirtualClock()
         self.device = HashDevice(layout, num_blocks, num_slots, max_context, token_budget)
@@ -49,6 +51,7 @@ class CoreBench:
             tenant_weights=weights or {},
         )
         self.core = assemble_core(shape, self.device, self._sink, self.clock)
+        self._stream = stream
         self._serial = 0
 
     def _sink(self, client: str, deltas: list[Delta]) -> None:
@@ -66,6 +69,7 @@ class CoreBench:
             min_tokens=int(fields.pop("min_tokens", 0)),  # type: ignore[call-overload]
             prompt_logprobs=int(fields.pop("prompt_logprobs", -1)),  # type: ignore[call-overload]
         )
+        fields.setdefault("stream", self._stream)
         submit = Submit(id=request_id, tokens=pack_tokens(prompt), sampling=sampling, **fields)  # type: ignore[arg-type]
         self.core.submit(client, submit)
         return request_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from penstock.config import EngineSettings
 from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit
@@ -31,6 +31,10 @@ class Core(Protocol):
 
     def step(self) -> None: ...
 
+    def interrupt(self) -> None:
+        """A command came: a `step` that waits for more than it must returns. From any thread."""
+        ...
+
     def progress(self) -> Progress: ...
 
     def close(self) -> None: ...
@@ -45,12 +49,37 @@ class ClientGone:
 
 
 Command = Submit | Abort | ClientGone | Shutdown
-Inbox: TypeAlias = "queue.SimpleQueue[tuple[str, Command]]"  # `put` is safe from signal handlers
+
+
+class Inbox:
+    """Commands for the thread that drives a core, with their senders."""
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[tuple[str, Command]] = queue.SimpleQueue()
+        self._on_put: Callable[[], None] = _ignore
+
+    def put(self, item: tuple[str, Command]) -> None:
+        """From any thread and from signal handlers."""
+        self._commands.put(item)
+        self._on_put()
+
+    def get(self, block: bool = True) -> tuple[str, Command]:
+        """Raises queue.Empty if there is none and it must not `block`."""
+        return self._commands.get(block)
+
+    def tell(self, on_put: Callable[[], None]) -> None:
+        """Call `on_put` after every `put` from now on."""
+        self._on_put = on_put
+
+
+def _ignore() -> None:
+    pass
 
 
 def drive(core: Core, inbox: Inbox, publish: Callable[[Progress], None]) -> None:
     """Serve commands and run steps until a Shutdown. Raises what the core raises."""
     published_at = 0.0
+    inbox.tell(core.interrupt)
     while True:
         if not _obey(core, inbox):
             return
@@ -76,6 +105,6 @@ def _obey(core: Core, inbox: Inbox) -> bool:
                     core.drop_client(client)
                 case Shutdown():
                     return False
-            client, command = inbox.get_nowait()
+            client, command = inbox.get(block=False)
     except queue.Empty:
         return True

@@ -1,6 +1,6 @@
 """The engine process's I/O thread: owns the socket, so that pings are answered whatever the core does.
 
-    callers ── ROUTER ──► front thread ── inbox (SimpleQueue) ──► main thread: drive(core)
+    callers ── ROUTER ──► front thread ── inbox ───────────────► main thread: drive(core)
     callers ◄─ ROUTER ─── front thread ◄─ inproc PUSH/PULL ────── main thread: sink, publish
 
 The main thread may sit in a long step or in loading; this thread still answers pings, greets new

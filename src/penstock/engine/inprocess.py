@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 
 from penstock.config import EngineSettings
@@ -27,7 +26,7 @@ class InProcessTransport:
     def __init__(self, settings: EngineSettings, *, build: BuildEngine | None = None) -> None:
         self._settings = settings
         self._build = build
-        self._inbox: Inbox = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._state = State.STARTING
         self._detail = "loading"
         self._lock = threading.Lock()

@@ -149,8 +149,37 @@ class EngineCore:
             if plan is not None:
                 self._flight.launch(plan, now)
             self._host_s += self._clock() - now
-        if len(self._flight) > (0 if plan is None else self._depth):
-            self._apply(self._flight.pop())
+        keep = 0 if plan is None else self._depth
+        if len(self._flight) > keep:
+            self._take(keep)
+
+    def interrupt(self) -> None:
+        """Something came that `step` should see: it waits for one step at most. From any thread."""
+        self._flight.interrupt()
+
+    def _take(self, keep: int) -> None:
+        """Wait for the oldest step and apply it, together with those after it whose tokens nobody reads one
+        by one; but leave `keep` in flight."""
+        plan = self._flight.oldest.plan
+        ready = 1
+        if plan.window > 1 and not self.table.stepwise[plan.slots].any():
+            # What is planned next is planned while the youngest runs.
+            ready = self._flight.ready(max(keep, self._depth))
+        done = self._flight.pop()
+        try:
+            result = done.pending.wait()
+        except Exception as error:  # noqa: BLE001  # whatever a device raises fails the requests of its step
+            self._fail_step(plan, error)
+            return
+        if result is None:
+            self._cancel(done)
+            return
+        results = [result]
+        for _ in range(ready - 1):
+            further = self._flight.pop().pending.wait()
+            assert further is not None, "a step that was ready has no result"
+            results.append(further)
+        self._apply(done, results)
 
     def _cut(self) -> None:
         """Whatever is planned next should not wait for a window in flight."""
@@ -160,50 +189,58 @@ class EngineCore:
     def _cancel(self, step: InFlight) -> None:
         self._requeue_preempted(self.scheduler.cancel(step))
 
-    def _apply(self, done: InFlight) -> None:
-        plan = done.plan
-        try:
-            result = done.pending.wait()
-        except Exception as error:  # noqa: BLE001  # whatever a device raises fails the requests of its step
-            self._fail_step(plan, error)
-            return
-        if result is None:
-            self._cancel(done)
-            return
+    def _apply(self, first: InFlight, results: list[StepResult]) -> None:
+        """Account for `results`, of consecutive steps of one plan from `first` on."""
+        plan, table = first.plan, self.table
         now = self._clock()
-        self._count(done, result, now)
-        if result.broken:
-            self._fail_rows(plan, result.broken)
-        if self._step_log is not None:
-            self._step_log(plan, result)
-        table = self.table
-        counts = done.counts()
-        live = (table.generation[plan.slots] == plan.generations) & (counts > 0)
+        self._count(first, results, now)
+        for result in results:
+            if result.broken:
+                self._fail_rows(plan, result.broken)
+            if self._step_log is not None:
+                self._step_log(plan, result)
+        steps = first.steps_of_rows(len(results))
+        live = (table.generation[plan.slots] == plan.generations) & (steps > 0)
         slots = plan.slots[live]
-        table.in_flight[slots] -= 1
-        self._commit(slots, counts[live])
+        table.in_flight[slots] -= steps[live]
         drew = live & plan.samples
         drawn = plan.slots[drew]
-        tokens = result.tokens[drew]
-        known = table.known[drawn]
-        table.tokens[drawn, known] = tokens
-        known = known + 1
-        table.known[drawn] = known
-        table.pending[drawn] -= 1
-        stopped = (table.stop_ids[drawn] == tokens[:, None]).any(axis=1) & (known > table.min_known[drawn])
-        ended = stopped | (known >= table.limit[drawn])
-        self._generated_tokens += len(drawn)
-        self._emit(plan, result, drew, tokens, ended)
+        table.pending[drawn] -= steps[drew]
+        tokens = np.stack([result.tokens[drew] for result in results], axis=1)
+        kept, ended = self._extend(drawn, tokens, steps[drew])
+        # Of a window all rows draw, and what it computed after a stop token is not theirs.
+        self._commit(slots, plan.counts[live] if plan.window == 1 else kept)
+        self._generated_tokens += int(kept.sum())
+        self._emit(plan, results[0], drew, tokens, kept, ended)
         self._requeue_preempted(slots)
         self._host_s += self._clock() - now
 
-    def _count(self, done: InFlight, result: StepResult, now: float) -> None:
-        self._busy_s += now - max(done.launched_s, self._device_free_s)
+    def _extend(
+        self, slots: np.ndarray, tokens: np.ndarray, steps: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Append drawn tokens int32[R, S], of which row r drew the first `steps[r]`, to what is known.
+
+        int32[R]: how many of them count, none after a request's end; bool[R]: whether it may have ended.
+        """
+        table = self.table
+        ordinals = np.arange(1, tokens.shape[1] + 1, dtype=np.int32)
+        known = table.known[slots][:, None] + ordinals  # after each token
+        # What lies beyond a request's last token is never read.
+        table.tokens[slots[:, None], np.minimum(known, table.tokens.shape[1]) - 1] = tokens
+        stops = (table.stop_ids[slots][:, :, None] == tokens[:, None, :]).any(axis=1)
+        ends = (stops & (known > table.min_known[slots][:, None])) | (known >= table.limit[slots][:, None])
+        ended = ends.any(axis=1)
+        kept = np.where(ended, ends.argmax(axis=1) + 1, steps)
+        table.known[slots] += kept
+        return kept, ended
+
+    def _count(self, first: InFlight, results: list[StepResult], now: float) -> None:
+        self._busy_s += now - max(first.launched_s, self._device_free_s)
         self._device_free_s = self._last_step_s = now
         self._work_s += now - self._worked_until_s
         self._worked_until_s = now
-        self._device_s += result.device_s
-        self._steps += 1
+        self._device_s += sum(result.device_s for result in results)
+        self._steps += len(results)
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
@@ -216,22 +253,40 @@ class EngineCore:
             resource.commit(slots, computed)
 
     def _emit(
-        self, plan: StepPlan, result: StepResult, drew: np.ndarray, tokens: np.ndarray, ended: np.ndarray
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drew: np.ndarray,
+        tokens: np.ndarray,
+        kept: np.ndarray,
+        ended: np.ndarray,
     ) -> None:
-        """Send every row's token, and end the requests whose last it was."""
+        """Send every row's tokens, the first `kept` of each row of `tokens`, and end the requests whose
+        last they were. `result` has the log-probabilities, where only one step is applied."""
         batches: dict[str, list[Delta]] = {}
         finished: list[Request] = []
         if plan.prompt_logits.any():
             self._outputs.prompt_logprobs(plan, result, batches)
         occupant, logprobs, deltas_of = self.table.occupant, result.logprobs, batches.setdefault
         rows = np.flatnonzero(drew)
-        drawn = zip(rows.tolist(), plan.slots[rows].tolist(), tokens.tolist(), ended.tolist(), strict=True)
-        for row, slot, token, maybe_last in drawn:  # the hot loop: a microsecond here is one per request
+        several = tokens.shape[1] > 1
+        drawn = zip(
+            rows.tolist(),
+            plan.slots[rows].tolist(),
+            tokens.tolist(),
+            kept.tolist(),
+            ended.tolist(),
+            strict=True,
+        )
+        # The hot loop: a microsecond here is one per request.
+        for row, slot, new, count, maybe_last in drawn:
             request = cast(Request, occupant[slot])
             if not request.announced:
                 self._announce(request)
-            finish = self._finish_reason(request, token) if maybe_last or request.has_many_stops else None
-            delta = self._outputs.delta(request, token, finish, logprobs.get(row) if logprobs else None)
+            if several:
+                del new[count:]
+            finish = self._finish_reason(request, new[-1]) if maybe_last or request.has_many_stops else None
+            delta = self._outputs.delta(request, new, finish, logprobs.get(row) if logprobs else None)
             deltas_of(request.client, []).append(delta)
             if finish is not None:
                 finished.append(request)

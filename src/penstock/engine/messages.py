@@ -28,6 +28,7 @@ def unpack_tokens(data: bytes) -> np.ndarray:
 class Submit(Struct, frozen=True, kw_only=True, tag="submit", omit_defaults=True):
     """Run a request. `id` is unique for the caller's connection, a retry gets a new one.
 
+    `stream`: the caller wants each token as it comes; else one delta may bring those of several steps.
     `leader`: id of the sibling (n > 1) whose prefill this one waits for and shares.
     `cache_salt` separates tenants; `cache_read`/`cache_store` are the cache policy.
     """
@@ -38,6 +39,7 @@ class Submit(Struct, frozen=True, kw_only=True, tag="submit", omit_defaults=True
     tenant: str = ""
     priority: int = 0
     deadline_s: float | None = None
+    stream: bool = True
     cache_salt: str = ""
     cache_read: bool = True
     cache_store: bool = True
@@ -78,7 +80,7 @@ class Logprobs(Struct, frozen=True, array_like=True):
 
 
 class Delta(Struct, frozen=True, array_like=True, gc=False):
-    """What one step added to one request. The last delta of a request has `finish` set.
+    """What one step, or several, added to one request. The last delta of a request has `finish` set.
 
     `stop_token` is the id that ended it (already the last of `tokens`). `cached_tokens`,
     `queue_s` are set on the first delta. `error` is (kind, message, retry_after_s).
@@ -96,7 +98,7 @@ class Delta(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Outputs(Struct, frozen=True, tag="outputs"):
-    """All deltas of one step for one caller."""
+    """Deltas of one step, or of several at once, for one caller."""
 
     deltas: list[Delta]
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from penstock.decoding.native import NativeSampler
 from penstock.decoding.params import RowLogprobs
-from penstock.engine.plan import StepPlan, StepResult
+from penstock.engine.plan import Pending, StepPlan, StepResult
 from penstock.engine.request_rows import BROKEN, RequestRows, draw
 from penstock.models.lowered import LoweredModel
 
@@ -58,13 +58,13 @@ class _Launched:
 class NativeStep:
     """One step of a launch (`penstock.engine.plan.Pending`)."""
 
-    __slots__ = ("_index", "_launched")
+    __slots__ = ("index", "launched")
 
     def __init__(self, launched: _Launched, index: int) -> None:
-        self._launched, self._index = launched, index
+        self.launched, self.index = launched, index
 
     def wait(self) -> StepResult | None:
-        launched, index = self._launched, self._index
+        launched, index = self.launched, self.index
         tokens = np.empty(len(launched.plan.slots), np.int32)
         try:
             ran = launched.launch.wait(index, tokens)
@@ -114,6 +114,8 @@ class NativeRunner:
         )
         self._attended: deque[_Launched] = deque()
         self._last: Any = None
+        self._awaited: Any = None  # the launch that `ready` waits for
+        self._interrupted = False
         self._thread = threading.Thread(target=self._serve, name="penstock-device", daemon=True)
         self._thread.start()
 
@@ -143,6 +145,23 @@ class NativeRunner:
 
     def cut(self) -> int:
         return int(self._last.cut())
+
+    def ready(self, steps: Sequence[Pending], seconds: float) -> int:
+        first, last = cast(NativeStep, steps[0]), cast(NativeStep, steps[-1])
+        # In this order: an interrupt from here on finds one of the two.
+        self._awaited = launch = first.launched.launch
+        if self._interrupted:
+            seconds, self._interrupted = 0.0, False
+        done = int(launch.wait_until(last.index, seconds))
+        self._awaited = None
+        return max(0, min(done, last.index + 1) - first.index)
+
+    def interrupt(self) -> None:
+        awaited = self._awaited
+        if awaited is None:
+            self._interrupted = True
+        else:
+            awaited.interrupt()
 
     def close(self) -> None:
         """Finish what was launched, then end the thread."""

@@ -15,17 +15,17 @@ class OutputBuilder:
         self._table = table
 
     def delta(
-        self, request: Request, token: int, finish: Finish | None, logprobs: RowLogprobs | None
+        self, request: Request, tokens: list[int], finish: Finish | None, logprobs: RowLogprobs | None
     ) -> Delta:
-        """One drawn token. The first delta of a request says what was cached and how long it queued."""
+        """Drawn tokens. The first delta of a request says what was cached and how long it queued."""
         if request.announced and finish is None and logprobs is None:
-            return Delta(request.id, [token])
+            return Delta(request.id, tokens)
         packed = None if logprobs is None else pack_logprobs(logprobs)
-        stop_token = token if finish == "stop" else None
+        stop_token = tokens[-1] if finish == "stop" else None
         if request.announced:
-            return Delta(request.id, [token], finish, stop_token, None, None, packed)
+            return Delta(request.id, tokens, finish, stop_token, None, None, packed)
         request.announced = True
-        return Delta(request.id, [token], finish, stop_token, request.cached_tokens, request.queue_s, packed)
+        return Delta(request.id, tokens, finish, stop_token, request.cached_tokens, request.queue_s, packed)
 
     def prompt_logprobs(self, plan: StepPlan, result: StepResult, batches: dict[str, list[Delta]]) -> None:
         """Deltas for the rows that computed prompt positions whose predictions are wanted.

@@ -128,6 +128,17 @@ class WindowDevice(Device, Protocol):
         """
         ...
 
+    def ready(self, steps: Sequence[Pending], seconds: float) -> int:
+        """How many of `steps`, which follow each other in one launch, have a result.
+
+        Blocks until all have, `seconds` passed, `interrupt` was called, or the window came to its end.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """End the `ready` that blocks, or the next one. From any thread."""
+        ...
+
 
 def _enc(obj: Any) -> Any:
     if isinstance(obj, np.ndarray):

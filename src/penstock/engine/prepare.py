@@ -148,6 +148,8 @@ class Preparer:
                     tenant=call.tenant,
                     priority=call.priority,
                     deadline_s=call.deadline_s,
+                    # A stop string is found out here: the sooner, the less is computed beyond it.
+                    stream=call.stream or bool(call.sampling.stop),
                     cache_salt=salt,
                     cache_read=read,
                     cache_store=store,

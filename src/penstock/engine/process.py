@@ -22,7 +22,6 @@ import gc
 import logging
 import math
 import os
-import queue
 import shutil
 import signal
 import sys
@@ -66,7 +65,7 @@ def run_engine(
 
         build = build_engine
     path = sockets.claim(address)
-    inbox: Inbox = queue.SimpleQueue()
+    inbox = Inbox()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     supervised = parent_fd is not None
     if silence_s is None:

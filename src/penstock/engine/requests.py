@@ -39,6 +39,7 @@ class Request:
         "has_many_stops",
         "held_tokens",
         "id",
+        "is_stepwise",
         "klass",
         "prompt_len",
         "prompt_logprobs_sent",
@@ -69,6 +70,8 @@ class Request:
         self.cache_store = submit.cache_store
         self.stop_set = frozenset(submit.sampling.stop_token_ids)
         self.has_many_stops = len(self.stop_set) > MAX_TABLE_STOPS
+        # Its tokens are sent one by one: somebody reads them so, or each needs more than the vectors hold.
+        self.is_stepwise = submit.stream or self.has_many_stops or submit.sampling.logprobs >= 0
         self.slot = -1
         self.table: RequestTable | None = None
         self.cached_tokens: int | None = None
@@ -108,6 +111,7 @@ class RequestTable:
         self.tenant = np.zeros(num_slots, np.int32)
         self.arrival = np.zeros(num_slots, np.int64)
         self.active = np.zeros(num_slots, bool)
+        self.stepwise = np.zeros(num_slots, bool)  # tokens are sent one by one
         self.host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self.prompt_logits_upto = np.zeros(num_slots, np.int32)  # logits of positions below it are wanted
         self._free = list(range(num_slots - 1, -1, -1))
@@ -133,6 +137,7 @@ class RequestTable:
         self.tenant[slot] = tenant_index
         self.arrival[slot] = request.arrival
         self.active[slot] = True
+        self.stepwise[slot] = request.is_stepwise
         self.host_upto[slot] = request.prompt_len + sampling.host_tokens
         # The prompt's last token predicts no token of the prompt.
         self.prompt_logits_upto[slot] = request.prompt_len - 1 if sampling.prompt_logprobs >= 0 else 0

@@ -290,7 +290,8 @@ class Scheduler:
     def _living(self, step: InFlight) -> np.ndarray:
         """int32[n]: slots of a launched step whose requests are still in them."""
         plan = step.plan
-        return plan.slots[(self.table.generation[plan.slots] == plan.generations) & (step.counts() > 0)]
+        lives = self.table.generation[plan.slots] == plan.generations
+        return plan.slots[lives & (step.steps_of_rows() > 0)]
 
     def _preempt(self, slot: int) -> None:
         """Take everything from a running request; its tokens in flight are kept when they come."""

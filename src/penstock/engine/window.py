@@ -8,6 +8,9 @@ is a step in flight like any other, applied as it comes:
     host    plan 1..8 | apply 1 | apply 2 | …  | apply 7, plan 9..16 | apply 8 | …
     device  [ step 1 ][ step 2 ][ step 3 ] …  [ step 8 ][ step 9 ] …
 
+When nobody reads a window's tokens one by one, its steps are applied together: a step of two milliseconds
+that wakes the host is a slower step.
+
 Whatever should change the next plan cuts the window: the steps that the device has not begun never run
 and are taken out of the plan again. What was reserved for them stays reserved, which costs nothing.
 
@@ -17,6 +20,7 @@ tokens are theirs, and window 1 is the oracle.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -27,6 +31,8 @@ from penstock.engine.plan import Device, Pending, StepPlan, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.resource import Grant, Resource
+
+TOGETHER_S = 0.05  # results wait no longer than this for those of younger steps
 
 
 class WindowPlanner:
@@ -93,11 +99,12 @@ class InFlight(Struct):
     launched_s: float
     index: int
 
-    def counts(self) -> np.ndarray:
-        """int32[R]: tokens that this step computes of each row."""
+    def steps_of_rows(self, steps: int = 1) -> np.ndarray:
+        """int32[R]: how many of this and the `steps` - 1 after it each row takes part in."""
+        counts = self.plan.counts
         if self.plan.window == 1:
-            return self.plan.counts
-        return (self.plan.counts > self.index).astype(np.int32)
+            return np.minimum(counts, 1)
+        return np.clip(counts - self.index, 0, steps)
 
 
 class Flight:
@@ -117,6 +124,26 @@ class Flight:
         assert isinstance(self.device, WindowDevice)
         for index, pending in enumerate(self.device.launch_window(plan)):
             self._steps.append(InFlight(plan, pending, now, index))
+
+    def ready(self, keep: int) -> int:
+        """How many of the oldest steps can be applied together, all of one window, at least one. Waits, not
+        long, for all but the youngest `keep`; ends early for `interrupt`."""
+        plan = self._steps[0].plan
+        most = len(self._steps) - keep
+        if plan.window == 1 or most <= 1:
+            return 1
+        oldest = [step.pending for step in itertools.islice(self._steps, most) if step.plan is plan]
+        assert isinstance(self.device, WindowDevice)
+        return max(1, self.device.ready(oldest, TOGETHER_S))
+
+    def interrupt(self) -> None:
+        """End a `ready` that waits. From any thread."""
+        if isinstance(self.device, WindowDevice):
+            self.device.interrupt()
+
+    @property
+    def oldest(self) -> InFlight:
+        return self._steps[0]
 
     def pop(self) -> InFlight:
         """The oldest."""
