@@ -63,7 +63,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     token_budget: Annotated[
         int,
         Meta(
-            ge=1, description="tokens computed in one step at most; bounds the stall a long prompt can cause"
+            ge=1,
+            description="tokens computed in one step at most; prompts get fewer beside streams that would stall",
         ),
     ] = 512
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024

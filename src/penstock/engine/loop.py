@@ -239,8 +239,10 @@ class EngineCore:
         self._device_free_s = self._last_step_s = now
         self._work_s += now - self._worked_until_s
         self._worked_until_s = now
-        self._device_s += sum(result.device_s for result in results)
         self._steps += len(results)
+        for step, result in enumerate(results, first.index):
+            self._device_s += result.device_s
+            self.scheduler.budget.observe(first.plan.counts_of(step), result.device_s)
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""

@@ -71,6 +71,10 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     def num_rows(self) -> int:
         return len(self.slots)
 
+    def counts_of(self, index: int) -> np.ndarray:
+        """int32[n]: tokens that step `index` of the window computes, of the rows that take part."""
+        return self.counts if self.window == 1 else np.minimum(self.counts[self.counts > index], 1)
+
     @property
     def num_tokens(self) -> int:
         return int(self.counts.sum())

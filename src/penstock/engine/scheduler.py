@@ -20,6 +20,7 @@ import numpy as np
 from penstock.engine.plan import Admission, StepPlan, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
+from penstock.engine.step_budget import StepBudget
 from penstock.engine.window import InFlight, WindowPlanner
 from penstock.resource import Grant, Resource, TableUpdate
 
@@ -38,7 +39,7 @@ class Scheduler:
         self.table = table
         self.policy = policy
         self.resources = tuple(resources)
-        self.token_budget = token_budget
+        self.budget = StepBudget(token_budget)
         self._windows = WindowPlanner(table, policy, resources, longest_window)
         self.preemptions = 0
         # Called with a request that is alone in the pool and still doesn't fit: its owner ends it.
@@ -54,13 +55,15 @@ class Scheduler:
         """The next step, or None if nothing can be computed now."""
         preempted_before = self.preemptions
         rows = self.policy.order(self.table, self.running)
-        grants = self._share_budget(rows, now)
+        demand = self._demand(rows)
+        budget = self._step_tokens(rows, demand)
+        grants = self._share_budget(rows, demand, budget, now)
         rows, grants = self._reserve(rows, grants)
         kept = grants > 0
         rows, grants = rows[kept], grants[kept]
         admissions: list[Admission] = []
         if self.policy.num_waiting and self.preemptions == preempted_before:
-            spare = self.token_budget - int(grants.sum())
+            spare = budget - int(grants.sum())
             generations = self.table.generation[rows]
             new_rows, new_grants = self._admit(spare, now, admissions)
             stays = self.table.active[rows] & (self.table.generation[rows] == generations)
@@ -72,22 +75,33 @@ class Scheduler:
             return None
         return self._freeze(rows, grants, admissions)
 
-    def _share_budget(self, rows: np.ndarray, now: float) -> np.ndarray:
-        """int32[R] tokens granted to each row, in order: one for all who want, then the rest, less
-        what is set aside for the best waiting request."""
+    def _demand(self, rows: np.ndarray) -> np.ndarray:
+        """int32[R]: tokens of each row that can be computed."""
         table = self.table
         # The last token of a request needs no KV, hence limit - 1.
         upto = np.minimum(table.known[rows] + table.pending[rows], table.limit[rows] - 1)
-        demand = upto - table.planned[rows]
-        if int(demand.sum()) <= self.token_budget:
+        return upto - table.planned[rows]
+
+    def _step_tokens(self, rows: np.ndarray, demand: np.ndarray) -> int:
+        """Tokens of this step at most."""
+        decodes = demand == 1
+        if not (self.table.stepwise[rows] & decodes).any():
+            return self.budget.most
+        entering = min(self.policy.num_waiting, self.table.num_free)
+        return self.budget.tokens(int(decodes.sum()), int((demand > 1).sum()) + entering)
+
+    def _share_budget(self, rows: np.ndarray, demand: np.ndarray, budget: int, now: float) -> np.ndarray:
+        """int32[R] tokens granted to each row, in order: one for all who want, then the rest, less
+        what is set aside for the best waiting request."""
+        if int(demand.sum()) <= budget:
             return demand
-        first = _fit(np.minimum(demand, 1), self.token_budget)
+        first = _fit(np.minimum(demand, 1), budget)
         more = np.where(first > 0, demand - first, 0)
-        left = self.token_budget - int(first.sum())
+        left = budget - int(first.sum())
         best = self._best_to_enter(rows, now)
         if best is None:
             return first + _fit(more, left)
-        before = self.policy.num_before(best, table, rows, now)
+        before = self.policy.num_before(best, self.table, rows, now)
         better = _fit(more[:before], left)
         left -= int(better.sum())
         left -= min(left, len(best.held_tokens))
