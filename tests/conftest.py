@@ -6,7 +6,6 @@ Profiles: `dev` draws new examples on every run, `ci` (chosen when CI is set) is
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -22,12 +21,6 @@ settings.register_profile("dev", **_COMMON)
 settings.register_profile("ci", derandomize=True, database=None, print_blob=True, **_COMMON)
 settings.register_profile("nightly", max_examples=1000, **_COMMON)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-
-@pytest.fixture(autouse=True)
-def penstock_log_is_heard() -> None:
-    """A command that a test or fixture ran in this process has set the log up: `caplog` must still hear."""
-    logging.getLogger("penstock").propagate = True
 
 
 @pytest.fixture(scope="session")

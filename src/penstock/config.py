@@ -64,7 +64,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(
             ge=1,
-            description="tokens computed in one step at most; prompts get fewer beside streams that would stall",
+            description="tokens computed in one step at most; prompts get fewer where streams would stall",
         ),
     ] = 512
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024

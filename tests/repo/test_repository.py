@@ -30,9 +30,13 @@ def tracked() -> list[Path]:
 
 def test_imports_point_one_way() -> None:
     """Red if a layer imports a higher one, a leaf imports a layer, or anything under src imports torch."""
-    importlinter = pytest.importorskip("importlinter.cli", reason="import-linter is part of the lint extra")
-    result = importlinter.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
-    assert result == 0
+    pytest.importorskip("importlinter", reason="import-linter is part of the lint extra")
+    # In a process of its own: it sets logging up for itself, which makes every logger of this one deaf.
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_settings_page_is_current() -> None:
