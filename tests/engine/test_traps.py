@@ -277,3 +277,22 @@ def test_weights_updated_under_a_warm_prefix_cache():
     fresh = bench.submit(prompt, 1)
     bench.run()
     assert bench.deltas[fresh][0].cached_tokens == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("num_blocks", "budget", "length"), [(9, 8, 28), (10, 10, 32), (11, 10, 32)])
+def test_tenants_that_do_not_fit_together_all_end(num_blocks, budget, length, depth):
+    """Red if whoever was served least takes the memory of whoever was served, in turns and for ever."""
+    bench = CoreBench(
+        num_blocks=num_blocks,
+        block_size=4,
+        token_budget=budget,
+        max_context=36,
+        depth=depth,
+        prefix_cache=False,
+    )
+    prompts = {name: [number] * length for number, name in enumerate("abc")}
+    ids = {name: bench.submit(prompt, 3, tenant=name) for name, prompt in prompts.items()}
+    bench.run(most_steps=200)
+    for name, prompt in prompts.items():
+        assert bench.tokens(ids[name]) == expected_tokens(prompt, 3)

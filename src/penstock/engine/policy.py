@@ -135,6 +135,11 @@ class OrderPolicy:
         virtual = self.tenants.virtual[table.tenant[slots]]
         return slots[np.lexsort((table.arrival[slots], virtual, table.klass[slots]))]
 
+    def by_seniority(self, table: RequestTable, slots: np.ndarray) -> np.ndarray:
+        """int64[R]: indices of `slots` in the order in which they keep what they hold: by class, then by
+        how long they run. The first of the best class is never preempted, so whatever is short, it ends."""
+        return np.lexsort((table.entered[slots], table.klass[slots]))
+
     def num_before(self, request: Request, table: RequestTable, ordered: np.ndarray, now: float) -> int:
         """How many of the running slots, `ordered` by `order`, come before a waiting request."""
         virtual = self.tenants.virtual[table.tenant[ordered]].tolist()

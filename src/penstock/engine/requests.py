@@ -110,11 +110,13 @@ class RequestTable:
         self.klass = np.zeros(num_slots, np.int32)
         self.tenant = np.zeros(num_slots, np.int32)
         self.arrival = np.zeros(num_slots, np.int64)
+        self.entered = np.zeros(num_slots, np.int64)  # counts entries: the lowest runs longest
         self.active = np.zeros(num_slots, bool)
         self.stepwise = np.zeros(num_slots, bool)  # tokens are sent one by one
         self.host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self.prompt_logits_upto = np.zeros(num_slots, np.int32)  # logits of positions below it are wanted
         self._free = list(range(num_slots - 1, -1, -1))
+        self._entries = 0
 
     @property
     def num_free(self) -> int:
@@ -136,6 +138,8 @@ class RequestTable:
         self.stop_ids[slot, : len(stops)] = stops
         self.tenant[slot] = tenant_index
         self.arrival[slot] = request.arrival
+        self.entered[slot] = self._entries
+        self._entries += 1
         self.active[slot] = True
         self.stepwise[slot] = request.is_stepwise
         self.host_upto[slot] = request.prompt_len + sampling.host_tokens

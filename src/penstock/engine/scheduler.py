@@ -116,7 +116,11 @@ class Scheduler:
         return best if may_enter else None
 
     def _reserve(self, rows: np.ndarray, grants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reserve every row's grant; when something is full, preempt from the tail of `rows`."""
+        """Reserve every row's grant; when something is full, preempt the youngest of the worst class.
+
+        Not the last in the order of service: that order turns with every token served, and two requests
+        that do not fit together would throw each other out for ever.
+        """
         upto = self.table.planned[rows] + grants
         needy = np.zeros(len(rows), bool)
         for resource in self.resources:
@@ -125,22 +129,24 @@ class Scheduler:
         if not needy.any():
             return rows, grants
         grants = grants.copy()
-        tail = len(rows) - 1  # rows after it were preempted
-        for i in np.flatnonzero(needy).tolist():
+        seniority = self.policy.by_seniority(self.table, rows)
+        tail = len(rows) - 1  # place in `seniority`: rows after it were preempted
+        for place, i in enumerate(seniority.tolist()):
             slot, length = int(rows[i]), int(upto[i])
-            while i <= tail:
+            while needy[i] and place <= tail:
                 grant = self._reserve_all(slot, length)
                 if grant is Grant.GRANTED:
                     break
                 if grant is Grant.WAIT:
                     grants[i] = 0
                     break
-                if i == tail == 0:
+                if place == tail == 0:
                     self.on_impossible(self._occupant(slot))
                 else:
-                    self._preempt(int(rows[tail]))
+                    self._preempt(int(rows[seniority[tail]]))
                 tail -= 1
-        return rows[: tail + 1], grants[: tail + 1]
+        stay = np.sort(seniority[: tail + 1])
+        return rows[stay], grants[stay]
 
     def _reserve_all(self, slot: int, upto: int) -> Grant:
         """All resources or none."""
@@ -219,7 +225,7 @@ class Scheduler:
         rows = self.running
         if not len(rows):
             return False
-        last = int(self.policy.order(self.table, rows)[-1])
+        last = int(rows[self.policy.by_seniority(self.table, rows)[-1]])
         if self.table.klass[last] <= request.klass:
             return False
         self._preempt(last)
