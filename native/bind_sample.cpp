@@ -2,11 +2,13 @@
 #include "bind_sample.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 #include "core/cpu.h"
@@ -33,7 +35,8 @@ void require_below(const Index& index, int64_t limit, const char* message) {
 }
 
 void sample(SamplerTable& table, const Array<float, 2>& logits, const Array<int32_t, 1>& rows,
-            const Array<int32_t, 1>& slots, const Array<int32_t, 1>& positions, const Out<int32_t, 1>& tokens) {
+            const Array<int32_t, 1>& slots, const Array<int32_t, 1>& positions, const Out<int32_t, 1>& tokens,
+            const std::optional<Array<int32_t, 2>>& masks) {
   const size_t n = rows.shape(0);
   require(slots.shape(0) == n && positions.shape(0) == n && tokens.shape(0) == n, "arrays of different lengths");
   require(logits.shape(1) > 0, "logits of an empty vocabulary");
@@ -41,8 +44,13 @@ void sample(SamplerTable& table, const Array<float, 2>& logits, const Array<int3
   require_below(slots, table.slots(), "no such slot");
   const float* data = logits.data();
   const int vocab = int(logits.shape(1));
+  const int32_t* bits = nullptr;
+  if (masks) {
+    require(masks->shape(0) == n && masks->shape(1) == size_t((vocab + 31) / 32), "masks [rows, words] of another shape");
+    bits = masks->data();
+  }
   nb::gil_scoped_release release;
-  table.sample(data, vocab, rows.data(), slots.data(), positions.data(), int(n), tokens.data());
+  table.sample(data, vocab, rows.data(), slots.data(), positions.data(), bits, int(n), tokens.data());
 }
 
 void logprobs(SamplerTable& table, const Array<float, 2>& logits, const Array<int32_t, 1>& rows,
@@ -79,7 +87,7 @@ void bind_sample(nb::module_& m) {
              self.set(slot, {seed, temperature, top_k, top_p, min_p, typical_p});
            },
            "slot"_a, "seed"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a)
-      .def("sample", &sample, "logits"_a, "rows"_a, "slots"_a, "positions"_a, "tokens"_a)
+      .def("sample", &sample, "logits"_a, "rows"_a, "slots"_a, "positions"_a, "tokens"_a, "masks"_a.none() = nb::none())
       .def("logprobs", &logprobs, "logits"_a, "rows"_a, "tokens"_a, "ks"_a, "chosen"_a, "ids"_a, "values"_a, "sound"_a);
   m.def("noise_bits", &noise_bits, "seed"_a, "position"_a);
 }

@@ -231,7 +231,7 @@ void StepQueue::draw(const Launch& launch, StepOutput& output) {
   const int n = int(rows_.size());
   drawn_.resize(size_t(n));
   sampler_->sample(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
-                   positions_.data(), n, drawn_.data());
+                   positions_.data(), nullptr, n, drawn_.data());
   for (size_t i = 0; i < size_t(n); ++i) {
     SlotState& state = slots_[size_t(drawn_slots_[i])];
     int32_t token = drawn_[i];

@@ -1,6 +1,7 @@
 #include "core/sample.h"
 
 #include <algorithm>
+#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <limits>
@@ -478,10 +479,35 @@ void SamplerTable::each(int n, Work work) {
       &job);
 }
 
+// `row` with -inf for every token whose bit is not set; `row` itself if all are.
+static const float* masked_row(const float* row, int vocab, const int32_t* mask, std::vector<float>& out) {
+  const int words = (vocab + 31) / 32;
+  if (std::all_of(mask, mask + words, [](int32_t word) { return word == -1; })) return row;
+  out.resize(size_t(vocab));
+  for (int w = 0; w < words; ++w) {
+    const int first = 32 * w, last = std::min(first + 32, vocab);
+    const uint32_t word = uint32_t(mask[w]);
+    float* to = out.data() + first;
+    if (word == 0xFFFFFFFFu) {
+      std::copy(row + first, row + last, to);
+    } else {
+      std::fill(to, to + (last - first), -kInfinity);
+      for (uint32_t left = word; left; left &= left - 1) {
+        const int bit = std::countr_zero(left);
+        if (first + bit < last) to[bit] = row[first + bit];
+      }
+    }
+  }
+  return out.data();
+}
+
 void SamplerTable::sample(const float* logits, int vocab, const int32_t* rows, const int32_t* slots,
-                          const int32_t* positions, int n, int32_t* tokens) {
+                          const int32_t* positions, const int32_t* masks, int n, int32_t* tokens) {
+  const int words = (vocab + 31) / 32;
   each(n, [&](int i, Scratch& scratch) {
-    tokens[i] = sample_row(logits + int64_t(rows[i]) * vocab, vocab, params(slots[i]), uint32_t(positions[i]), scratch);
+    const float* row = logits + int64_t(rows[i]) * vocab;
+    if (masks) row = masked_row(row, vocab, masks + int64_t(i) * words, scratch.masked);
+    tokens[i] = sample_row(row, vocab, params(slots[i]), uint32_t(positions[i]), scratch);
   });
 }
 

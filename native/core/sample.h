@@ -51,6 +51,7 @@ class Scratch {
   std::unique_ptr<int16_t[]> buckets;
   int64_t bucket_sums[kBuckets + 1];
   std::vector<Item> border;
+  std::vector<float> masked;  // a row of logits whose tokens may not all come
 
  private:
   int capacity_ = 0;
@@ -82,9 +83,10 @@ class SamplerTable {
   // Of a thread of the pool: for callers that are inside a step of theirs and call sample_row themselves.
   Scratch& scratch(int thread) { return scratch_[size_t(thread)]; }
 
-  // tokens[i] = sample_row of row rows[i] of logits [.., vocab] in slot slots[i].
+  // tokens[i] = sample_row of row rows[i] of logits [.., vocab] in slot slots[i]. masks: null, or [n, vocab / 32
+  // rounded up]: bit t % 32 of word t / 32 of row i says whether token t counts; others are as if -inf.
   void sample(const float* logits, int vocab, const int32_t* rows, const int32_t* slots, const int32_t* positions,
-              int n, int32_t* tokens);
+              const int32_t* masks, int n, int32_t* tokens);
 
   // row_logprobs of row rows[i], token tokens[i]: chosen[i], ids and values [i, stride], the first ks[i].
   // sound[i] is false if the row is broken; it then has no values.

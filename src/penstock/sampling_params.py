@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -70,10 +71,16 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     logprobs: int | None = None  # top-N beside the chosen token; 0: the chosen one only
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    # What the answer must look like; one of them at most.
+    json_schema: dict[str, Any] | bool | str | None = None  # a schema, or its JSON text
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None  # in Lark's notation or GBNF
+    structural_tag: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # Lists are the natural thing to write in Python; tuples keep the struct hashable.
-        for field in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids"):
+        for field in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids", "choice"):
             value = getattr(self, field)
             if isinstance(value, str):
                 msgspec.structs.force_setattr(self, field, (value,))

@@ -96,7 +96,7 @@ HOSTILE = [
         chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
         None,
     ),
-    ("json schema", chat(response_format={"type": "json_object"}), "response_format"),
+    ("unknown form", chat(structured_outputs={"xml": "a"}), "structured_outputs"),
     (
         "forced tool",
         chat(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required"),

@@ -193,3 +193,41 @@ def test_the_openai_sdk_hears_that_paris_is_the_capital(
     )
     client.close()
     assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_openai_sdk_gets_the_form_that_it_asks_for(
+    start: Callable[..., Server], smollm2_path: Path
+) -> None:
+    """Red if `response_format`, or the forms that vLLM made common, are lost between socket and sampler."""
+    openai = pytest.importorskip("openai")
+    pydantic = pytest.importorskip("pydantic")
+
+    class Town(pydantic.BaseModel):
+        name: str = pydantic.Field(max_length=20)
+        inhabitants: int = pydantic.Field(ge=1, le=99)
+
+    server = start(
+        "serve", smollm2_path, "--served-model-name", "smollm2", "--port", "0", "--kv-bytes", "512M"
+    )
+    _, address = server.ready()
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    question = {
+        "model": "smollm2",
+        "temperature": 0,
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "Name a town."}],
+    }
+    parsed = client.chat.completions.parse(**question, response_format=Town).choices[0].message.parsed
+    assert isinstance(parsed, Town)
+    stream = client.chat.completions.create(
+        **question, stream=True, extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}}
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) in ("Rome", "Oslo")
+    with pytest.raises(openai.BadRequestError, match="not"):
+        client.chat.completions.create(
+            **question,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}},
+        )
+    client.close()
+    assert server.stop() == 0

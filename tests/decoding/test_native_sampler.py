@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,9 @@ from test_sampler_statemachine import SAMPLINGS, VOCAB
 pytest.importorskip("penstock.kernels.cpu._native", reason="the native extension is not built")
 
 from penstock.decoding import philox
+from penstock.decoding.grammar.backend import Vocabulary
+from penstock.decoding.grammar.spec import GrammarSpec
+from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.native import NativeSampler
 from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.decoding.sampling import NonFiniteLogits, Sampler
@@ -238,3 +242,63 @@ def test_logits_are_read_only_to_the_sampler():
         sampler.admit(0, np.zeros(2, np.int32), 1, TokenSampling(max_tokens=9, seed=0, logprobs=3, **s))
         sampler.sample(logits, np.array([0]), np.array([2]))
     assert logits.tobytes() == before.tobytes()
+
+
+class _AnyForm:
+    """A grammar backend, grammar and matcher in one: each state allows a random set of tokens."""
+
+    name = backend = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed, self._drawn = seed, 0
+
+    def compile(self, spec: GrammarSpec) -> _AnyForm:
+        return _AnyForm(int(spec.source))
+
+    def matcher(self) -> _AnyForm:
+        return _AnyForm(self._seed)
+
+    def fill(self, mask: np.ndarray) -> None:
+        rng = np.random.default_rng([self._seed, self._drawn])
+        bits = np.zeros(32 * len(mask), bool)
+        bits[:VOCAB] = rng.random(VOCAB) < rng.choice([0.02, 0.5, 1.0])
+        bits[rng.integers(VOCAB)] = True
+        mask[:] = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def consume(self, token: int) -> bool:
+        self._drawn += 1
+        return True
+
+
+class _NoText:
+    vocab_size, bos_id, eos_ids, special_ids = VOCAB, None, (), frozenset()
+
+    def piece(self, token_id: int) -> bytes:
+        return b"x"
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(SAMPLINGS, st.booleans()), min_size=1, max_size=5), st.integers(0, 2**32))
+def test_rows_with_grammars_are_twins(requests, seed):
+    """Red if a mask meets another row, is applied before what it must overrule, or bars what it allows."""
+    rng = np.random.default_rng(seed)
+    count = len(requests)
+    stores = [GrammarStore(_AnyForm(), lambda: Vocabulary(_NoText(), VOCAB)) for _ in range(2)]
+    reference, native = Sampler(count, VOCAB, stores[0]), NativeSampler(count, VOCAB, stores[1])
+    prompt = np.zeros(2, np.int32)
+    for slot, (sampling, is_bound) in enumerate(requests):
+        grammar = GrammarSpec("regex", str(rng.integers(1000))) if is_bound else None
+        for sampler in (reference, native):
+            sampler.admit(slot, prompt, 2, msgspec.structs.replace(sampling, grammar=grammar))
+    slots = np.arange(count)
+    for step in range(6):
+        logits = (rng.integers(-8, 9, (count, VOCAB)) / 4).astype(np.float32)
+        tokens = assert_twins(reference, native, logits, slots, np.full(count, 2 + step))
+        masks = reference._masks
+        assert masks is not None
+        for slot, (_, is_bound) in enumerate(requests):
+            if is_bound:
+                mask = masks._masks[slot]
+                assert mask[tokens[slot] // 32] >> (tokens[slot] % 32) & 1
+    for store in stores:
+        store.close()

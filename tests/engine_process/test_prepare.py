@@ -157,7 +157,18 @@ def test_echo_with_logprobs_reports_on_the_prompt(folder: Path) -> None:
         (Call(kind="completion", model="tiny"), "prompt"),
         (Call(kind="chat", model="tiny"), "messages"),
         (Call(kind="chat", model="tiny", messages=user("x"), template_args={"messages": 1}), "template_args"),
-        (completion(response_format=ResponseFormat(kind="json_object")), "response_format"),
+        (completion(sampling=SamplingParams(regex="a", choice=("b",))), "one form only"),
+        (completion(sampling=SamplingParams(regex="a", min_tokens=3, max_tokens=9)), "min_tokens"),
+        (completion(sampling=SamplingParams(json_schema="{")), "json_schema: not JSON"),
+        (completion(sampling=SamplingParams(json_schema=[1])), "json_schema"),  # type: ignore[arg-type]
+        (completion(sampling=SamplingParams(choice=())), "choice"),
+        (
+            completion(
+                response_format=ResponseFormat(kind="json_schema", schema={}),
+                sampling=SamplingParams(regex="a"),
+            ),
+            "response_format",
+        ),
         (completion(tool_choice="required"), "tool_choice"),
     ],
 )

@@ -19,6 +19,7 @@ import pytest
 from tiny_models import make_tiny
 from token_engine import Answer, TokenEngine, same_logprobs
 
+from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 
 MODELS = {
@@ -105,9 +106,20 @@ def _neighbours(setup: Setup) -> None:
     setup.neighbours = True
 
 
+def _together(setup: Setup) -> None:
+    setup.settings["window"] = 8
+    setup.fields.update(stream=False)
+
+
+def _grammar(setup: Setup) -> None:
+    # It never ends within the tokens of an answer: when answers end is for other features to say.
+    setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){400}"))
+
+
 FEATURES: dict[str, Callable[[Setup], None]] = {
     "async depth 1": _depth,
     "windows of steps": _window,
+    "steps applied together": _together,
     "prefix cache": _prefix_cache,
     "chunked prefill": _chunks,
     "preemption": _preemption,
@@ -116,6 +128,7 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "prompt logprobs": _prompt_logprobs,
     "seeded sampling, penalties": _sampling,
     "stop ids, min tokens": _stops,
+    "grammar": _grammar,
     "tenants, priorities": _tenants,
     "cancelled neighbours": _neighbours,
 }
@@ -174,9 +187,9 @@ def _count_window(setup: Setup, window: int) -> None:
 def _submit_all(engine: TokenEngine, setup: Setup, number: int) -> list[str]:
     ids: list[str] = []
     for i, prompt in enumerate(PROMPTS):
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"stream": setup.fields.get("stream", True)}
         if setup.fields.get("tenants"):
-            fields = {"tenant": "ab"[i % 2], "priority": i % 3 - 1}
+            fields |= {"tenant": "ab"[i % 2], "priority": i % 3 - 1}
         leader = f"{number}-{i}-0"
         for sibling in range(setup.siblings):
             request_id = f"{number}-{i}-{sibling}"
@@ -215,7 +228,8 @@ def _check_that_it_happened(
     if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
         assert engine.core.scheduler.preemptions > 0
     # Someone always waits where all can't run at once, and penalties are the host's work.
-    if "windows of steps" in names and not {"preemption", "seeded sampling, penalties"} & set(names):
+    by_host = {"preemption", "seeded sampling, penalties", "grammar"}
+    if "windows of steps" in names and not by_host & set(names):
         assert setup.windows >= 4
     if "prefix cache" in names and not {"preemption", "prompt logprobs", "n > 1"} & set(names):
         assert sum(answer.cached_tokens for answer in rounds[1]) > 60

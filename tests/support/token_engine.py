@@ -61,7 +61,10 @@ class TokenEngine:
 
     def run(self) -> None:
         """Until idle; then every slot and block must be back."""
-        while self.core.has_work:
+        while self.core._requests or self.core.has_work:
+            if not self.core.has_work:  # in the engine's own loop a message wakes it then
+                for future in list(self.core._preparing._waiting.values()):
+                    future.exception()
             self.core.step()
         self.core.check_idle()
 

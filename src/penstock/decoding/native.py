@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.decoding.sampling import SEED_MASK, NonFiniteLogits, Row, Sampler
 
@@ -21,7 +22,13 @@ class NativeSampler(Sampler):
     """`penstock.decoding.sampling.Sampler` with the rows' work in C++."""
 
     def __init__(
-        self, num_slots: int, vocab_size: int, *, instruction_set: str = "auto", pool: Any = None
+        self,
+        num_slots: int,
+        vocab_size: int,
+        grammars: GrammarStore | None = None,
+        *,
+        instruction_set: str = "auto",
+        pool: Any = None,
     ) -> None:
         """pool: a `_native.ThreadPool` that no step uses meanwhile, or None for the calling thread.
 
@@ -29,7 +36,7 @@ class NativeSampler(Sampler):
         """
         from penstock.kernels.cpu import _native
 
-        super().__init__(num_slots, vocab_size)
+        super().__init__(num_slots, vocab_size, grammars)
         # Public for the executor, which may draw a plan's plain rows by slot and then `record` them.
         self.table = _native.SamplerTable(num_slots, instruction_set, pool)
 
@@ -60,18 +67,21 @@ class NativeSampler(Sampler):
         rows = self._checked_rows(slots, positions)
         slots, positions = slots.astype(np.int32), positions.astype(np.int32)
         tokens = np.empty(len(rows), np.int32)
+        masks = self._masks_of(slots)
         plain = np.array([i for i, row in enumerate(rows) if row.plain], np.int32)
         drawn = np.empty(len(plain), np.int32)
-        self.table.sample(logits, plain, slots[plain], positions[plain], drawn)
+        plain_masks = None if masks is None else masks[plain]
+        self.table.sample(logits, plain, slots[plain], positions[plain], drawn, plain_masks)
         tokens[plain] = drawn
-        others = [i for i, row in enumerate(rows) if not row.plain]
+        # A mask may leave a plain row nothing that the model gives a chance: the reference knows what then.
+        others = [i for i, row in enumerate(rows) if not row.plain or (masks is not None and tokens[i] < 0)]
         for i in others:
             tokens[i] = 0 if np.isfinite(logits[i].max()) else -1
         broken = np.flatnonzero(tokens < 0).tolist()
         if broken:
             raise NonFiniteLogits(broken, f"slots {[int(slots[i]) for i in broken]}")
         for i in others:
-            scores = rows[i].scores(logits[i])
+            scores = rows[i].scores(logits[i], None if masks is None else self._allowed(masks[i]))
             if isinstance(scores, int):
                 tokens[i] = scores
             else:
@@ -79,8 +89,7 @@ class NativeSampler(Sampler):
                     scores[None], _FIRST, slots[i : i + 1], positions[i : i + 1], tokens[i : i + 1]
                 )
         logprobs = self._logprobs(logits, rows, tokens)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.record(token)
+        self._record(slots, rows, tokens)
         return tokens, logprobs
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
+from penstock.decoding.grammar.spec import GrammarSpec
+
 
 class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ids instead of strings, nothing left open.
@@ -31,6 +33,7 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int = -1
     prompt_logprobs: int = -1
+    grammar: GrammarSpec | None = None  # what the answer must look like
 
     @property
     def host_tokens(self) -> int:
@@ -43,6 +46,7 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or self.logit_bias
             or self.allowed_token_ids
             or self.bad_words
+            or self.grammar is not None
         ):
             return self.max_tokens
         return min(self.min_tokens, self.max_tokens) if self.stop_token_ids else 0

@@ -5,7 +5,8 @@ Order of processing, that of transformers and vLLM:
     1. logit_bias          added to the raw logits: OpenAI defines it on the model's own scores
     2. penalties           repetition, then frequency, presence: they act on what the user sees as scores
     3. masks to -inf       allowed_token_ids, bad_words, min_tokens (stop ids): after everything that adds,
-                           since no bias may bring a forbidden token back
+                           since no bias may bring a forbidden token back; and what the grammar of the
+                           answer does not allow
     4. temperature         0 ends here: the largest score, of equal ones the lowest id. Filters can't
                            change an argmax, so greedy skips them
     5. top-k, top-p, min-p, typical-p: each on what the one before left, renormalized. After temperature,
@@ -13,7 +14,8 @@ Order of processing, that of transformers and vLLM:
     6. one draw            inverse CDF with the noise of (seed, position)
 
 If the masks leave no token, min_tokens and bad_words yield: the allowed token with the best score is taken
-(the lowest allowed id if the model rules all of them out). allowed_token_ids never yields.
+(the lowest allowed id if the model rules all of them out). allowed_token_ids never yields but to a grammar,
+which nothing overrules.
 
 Invariants: a row's token depends on its own logits, settings, tokens and position only, never on the
 batch; admitting a slot with the tokens it had continues as if it had never left; reported log-probabilities
@@ -26,6 +28,8 @@ import numpy as np
 
 from penstock.decoding import draw, filters, philox
 from penstock.decoding.bad_words import BadWords
+from penstock.decoding.grammar.masks import GrammarMasks
+from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.logprobs import row_logprobs
 from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.decoding.penalties import Penalties
@@ -34,18 +38,23 @@ from penstock.errors import InvalidRequest, PenstockError
 SEED_MASK = 2**64 - 1  # negative seeds are taken modulo 2**64
 
 
-class NonFiniteLogits(PenstockError):
-    """The model's output for some rows is NaN or +inf, or -inf everywhere; nothing was drawn or recorded.
+class BrokenRows(PenstockError):
+    """Some rows can't be drawn; nothing was drawn or recorded. `rows`: their indexes in the call."""
 
-    `rows` are the indexes of those rows in the call.
-    """
+    def __init__(self, rows: list[int], message: str) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class NonFiniteLogits(BrokenRows):
+    """The model's output for some rows is NaN or +inf, or -inf everywhere."""
 
     def __init__(self, rows: list[int], where: str) -> None:
         super().__init__(
+            rows,
             f"logits of {where} are NaN, +inf, or -inf for every token: the weights are damaged or an "
-            f"operation overflowed; check the model file, or try another backend"
+            f"operation overflowed; check the model file, or try another backend",
         )
-        self.rows = rows
 
 
 def check_token_ids(sampling: TokenSampling, vocab_size: int) -> None:
@@ -92,23 +101,28 @@ class Row:
         lists = (self._bias_ids, self._allowed, self._stop_ids)
         self.plain = not (self._penalties or self._bad_words or any(map(len, lists)))
 
-    def choose(self, logits: np.ndarray, uniform: float) -> int:
-        """The next token. logits: float32[V] with a finite maximum."""
-        scores = self.scores(logits)
+    def choose(self, logits: np.ndarray, uniform: float, allowed: np.ndarray | None = None) -> int:
+        """The next token. logits: float32[V] with a finite maximum; allowed: bool[V], by the grammar."""
+        scores = self.scores(logits, allowed)
         if isinstance(scores, int):
             return scores
         if self.sampling.temperature == 0.0:
             return int(scores.argmax())
         return self._draw(scores, uniform)
 
-    def scores(self, logits: np.ndarray) -> np.ndarray | int:
+    def scores(self, logits: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray | int:
         """What the draw is made from, steps 1 to 3; or the token, if the masks leave none to draw."""
-        if self.plain:
+        if self.plain and allowed is None:
             return logits
         scores = self._scored(logits)
+        if allowed is not None:
+            scores[~allowed] = -np.inf
         best = int(scores.argmax())
-        if scores[best] == -np.inf:
-            return int(self._allowed.min())  # the model rules out all that is allowed
+        if scores[best] == -np.inf:  # the model rules out all that is allowed
+            if allowed is None:
+                return int(self._allowed.min())
+            ids = np.flatnonzero(allowed)
+            return int(ids[logits[ids].argmax()])
         scores[self._forbidden()] = -np.inf
         return best if scores.max() == -np.inf else scores
 
@@ -168,14 +182,15 @@ class Sampler:
     by ending its request, whose slot is then released or admitted anew.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
-        """vocab_size: at most draw.MAX_TOKENS."""
+    def __init__(self, num_slots: int, vocab_size: int, grammars: GrammarStore | None = None) -> None:
+        """vocab_size: at most draw.MAX_TOKENS. grammars: None if no request may have one."""
         if vocab_size > draw.MAX_TOKENS:
             raise PenstockError(
                 f"a vocabulary of {vocab_size} tokens is beyond {draw.MAX_TOKENS}, what draws are exact for"
             )
         self._rows: list[Row | None] = [None] * num_slots
         self._vocab_size = vocab_size
+        self._masks = GrammarMasks(num_slots, vocab_size, grammars) if grammars is not None else None
 
     def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None:
         """Write the slot's row, whatever it held.
@@ -184,11 +199,22 @@ class Sampler:
         InvalidRequest for a token id outside the vocabulary; the slot is then unchanged.
         """
         check_token_ids(sampling, self._vocab_size)
+        if self._masks is not None:
+            self._masks.admit(slot, sampling.grammar, tokens[prompt_len:].tolist())
+        elif sampling.grammar is not None:
+            raise InvalidRequest("grammar: this engine has no tokenizer to make one for", param="grammar")
         self._rows[slot] = Row(tokens, prompt_len, sampling, self._vocab_size)
 
     def release(self, slot: int) -> None:
         """Drop what the slot remembers. A free slot may be released again."""
         self._rows[slot] = None
+        if self._masks is not None:
+            self._masks.admit(slot, None, ())
+
+    def begin(self, slots: np.ndarray) -> None:
+        """int[R]: slots that will be sampled next. Their masks are made while the forward pass runs."""
+        if self._masks is not None:
+            self._masks.begin(slots.tolist())
 
     def row(self, slot: int) -> Row:
         """The slot's row. PenstockError if it is free."""
@@ -212,18 +238,40 @@ class Sampler:
         broken = np.flatnonzero(~np.isfinite(peaks)).tolist()
         if broken:
             raise NonFiniteLogits(broken, f"slots {[int(slots[i]) for i in broken]}")
+        masks = self._masks_of(slots)
         noise = self._noise(rows)
         for i, row in enumerate(rows):
-            if not (row.plain and row.sampling.temperature == 0.0):
-                tokens[i] = row.choose(logits[i], noise[i])
+            allowed = None if masks is None else self._allowed(masks[i])
+            if allowed is not None or not (row.plain and row.sampling.temperature == 0.0):
+                tokens[i] = row.choose(logits[i], noise[i], allowed)
         logprobs = {
             i: row_logprobs(logits[i : i + 1], tokens[i : i + 1], row.sampling.logprobs)
             for i, row in enumerate(rows)
             if row.sampling.logprobs >= 0
         }
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.record(token)
+        self._record(slots, rows, tokens)
         return tokens, logprobs
+
+    def _masks_of(self, slots: np.ndarray) -> np.ndarray | None:
+        """int32[R, words] of what the rows' grammars allow, None if no row has one. Raises BrokenRows."""
+        if self._masks is None or not self._masks.any_of(slots):
+            return None
+        masks, broken = self._masks.of(slots)
+        if broken:
+            raise BrokenRows(list(broken), "; ".join(broken.values()))
+        return masks
+
+    def _allowed(self, mask: np.ndarray) -> np.ndarray | None:
+        """bool[V] of a mask, None if it allows everything."""
+        if (mask == -1).all():
+            return None
+        return np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._vocab_size].view(bool)
+
+    def _record(self, slots: np.ndarray, rows: list[Row], tokens: np.ndarray) -> None:
+        for slot, row, token in zip(slots.tolist(), rows, tokens.tolist(), strict=True):
+            row.record(token)
+            if self._masks is not None:
+                self._masks.record(slot, token)
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
         """Raw log-probabilities of n prompt tokens and of the k best at each place.

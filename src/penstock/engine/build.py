@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
 
 if TYPE_CHECKING:
+    from penstock.decoding.grammar.store import GrammarStore
     from penstock.kernels.backend import Backend
     from penstock.models.forward import Model
     from penstock.models.load import ModelInfo
@@ -52,7 +54,9 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     tenant_weights: dict[str, float] = {}
 
 
-def assemble_core(shape: CoreShape, device: Device, sink: Sink, clock: Clock) -> EngineCore:
+def assemble_core(
+    shape: CoreShape, device: Device, sink: Sink, clock: Clock, grammars: GrammarStore | None = None
+) -> EngineCore:
     """Wire table, policy, KV, scheduler and loop over `device`."""
     table = RequestTable(shape.num_slots, shape.max_context)
     kv = KVResource(
@@ -75,6 +79,7 @@ def assemble_core(shape: CoreShape, device: Device, sink: Sink, clock: Clock) ->
         depth=shape.async_depth,
         max_queue=shape.max_queue,
         deadline_s=shape.deadline_s,
+        grammars=grammars,
     )
 
 
@@ -224,8 +229,9 @@ def build_engine(
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
     )
-    runner = _runner(model, layout, num_blocks, shape)
-    core = assemble_core(shape, runner, sink, time.monotonic)
+    grammars = _grammars(path, spec.vocab_size)
+    runner = _runner(model, layout, num_blocks, shape, grammars)
+    core = assemble_core(shape, runner, sink, time.monotonic, grammars)
     timer.lap("engine_s")
     ready = Ready(
         model_id=public_name(settings.model),
@@ -239,7 +245,23 @@ def build_engine(
     return core, ready
 
 
-def _runner(model: Model | LoweredModel, layout: KVLayout, num_blocks: int, shape: CoreShape) -> Device:
+def _grammars(path: Path, vocab_size: int) -> GrammarStore:
+    """The tokenizer is loaded with the first grammar."""
+    from penstock.decoding.grammar.backend import Vocabulary
+    from penstock.decoding.grammar.backends import make_backend
+    from penstock.decoding.grammar.store import GrammarStore
+    from penstock.text.tokenizer import Tokenizer
+
+    @cache
+    def vocabulary() -> Vocabulary:
+        return Vocabulary(Tokenizer.load(path), vocab_size)
+
+    return GrammarStore(make_backend("auto", vocabulary), vocabulary)
+
+
+def _runner(
+    model: Model | LoweredModel, layout: KVLayout, num_blocks: int, shape: CoreShape, grammars: GrammarStore
+) -> Device:
     """The device that fits the model: native steps that draw their tokens, or operation by operation."""
     from penstock.decoding.native import NativeSampler
     from penstock.decoding.sampling import Sampler
@@ -258,11 +280,15 @@ def _runner(model: Model | LoweredModel, layout: KVLayout, num_blocks: int, shap
         model.allocate_kv(layout, num_blocks)
         executable = model.executable
         sampler = NativeSampler(
-            shape.num_slots, vocab_size, instruction_set=executable.instruction_set, pool=executable.pool
+            shape.num_slots,
+            vocab_size,
+            grammars,
+            instruction_set=executable.instruction_set,
+            pool=executable.pool,
         )
         return NativeRunner(model, sampler, **sizes)
     kv = model.allocate_kv(layout, num_blocks)
-    return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size), **sizes)
+    return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
 
 
 def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:

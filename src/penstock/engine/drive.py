@@ -31,6 +31,10 @@ class Core(Protocol):
 
     def step(self) -> None: ...
 
+    def on_ready(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, from whatever thread, when what a request waits for outside the core is there."""
+        ...
+
     def interrupt(self) -> None:
         """A command came: a `step` that waits for more than it must returns. From any thread."""
         ...
@@ -48,7 +52,11 @@ class ClientGone:
     """Inbox message: abort everything of this client."""
 
 
-Command = Submit | Abort | ClientGone | Shutdown
+class Wake:
+    """Inbox message: look at what there is to do."""
+
+
+Command = Submit | Abort | ClientGone | Shutdown | Wake
 
 
 class Inbox:
@@ -80,6 +88,7 @@ def drive(core: Core, inbox: Inbox, publish: Callable[[Progress], None]) -> None
     """Serve commands and run steps until a Shutdown. Raises what the core raises."""
     published_at = 0.0
     inbox.tell(core.interrupt)
+    core.on_ready(lambda: inbox.put(("", Wake())))
     while True:
         if not _obey(core, inbox):
             return

@@ -28,12 +28,14 @@ import numpy as np
 from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
 from penstock.engine.plan import Device, StepPlan, StepResult
+from penstock.engine.preparing import Preparing
 from penstock.engine.requests import Request
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.window import Flight, InFlight
 from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, PenstockError
 
 if TYPE_CHECKING:
+    from penstock.decoding.grammar.store import GrammarStore
     from penstock.kv.resource import KVResource
 
 log = logging.getLogger("penstock.engine")
@@ -41,8 +43,8 @@ log = logging.getLogger("penstock.engine")
 MAX_ENDED_DEADLINES = 64  # entries of ended requests that may stand in the heap beside the open ones
 
 _BROKEN = (
-    "the model's output for this request is NaN or infinite: the weights are damaged or an operation "
-    "overflowed; check the model file, or try another backend"
+    "the model's output for this request can't be used: NaN or infinite (damaged weights, an overflow), or "
+    "its grammar came to a limit; the engine's log says which"
 )
 
 Sink = Callable[[str, list[Delta]], None]
@@ -61,6 +63,7 @@ class EngineCore:
         max_queue: int,
         deadline_s: float | None = None,
         step_log: Callable[[StepPlan, StepResult], None] | None = None,
+        grammars: GrammarStore | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.table = scheduler.table
@@ -74,6 +77,7 @@ class EngineCore:
         self._flight = Flight(device)
         self._requests: dict[tuple[str, str], Request] = {}
         self._siblings: dict[tuple[str, str], list[Request]] = {}  # leader -> requests that wait for it
+        self._preparing = Preparing(grammars)
         self._deadlines: list[tuple[float, int, Request]] = []
         self._outputs = OutputBuilder(self.table)
         self._arrivals = 0
@@ -110,7 +114,13 @@ class EngineCore:
         if leader is not None and not leader.announced:
             self._siblings.setdefault((client, leader.id), []).append(record)
         else:
-            self.scheduler.policy.push(record)
+            self._enqueue(record)
+
+    def _enqueue(self, request: Request) -> None:
+        if request.sampling.grammar is not None:
+            self._preparing.add(request)
+        else:
+            self.scheduler.policy.push(request)
 
     def abort(self, client: str, request_id: str, keep: int | None = None) -> None:
         """End a request now; unknown ids are ignored (it may have just finished). `keep` is the
@@ -135,12 +145,22 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """A call of `step` would do something."""
-        return bool(self._requests or len(self._flight))
+        return bool(len(self._requests) > self._preparing.num_unready or len(self._flight))
+
+    def on_ready(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, from any thread, when a request that was not ready is: `has_work` may be true then."""
+        self._preparing.wake = wake
 
     def step(self) -> None:
         """Plan and launch unless more than `depth` steps are in flight; then apply the oldest."""
         now = self._clock()
         self._expire(now)
+        for request, refusal in self._preparing.ready():
+            if refusal is None:
+                self._preparing.discard(request)
+                self.scheduler.policy.push(request)
+            else:
+                self._fail(request, refusal)
         if self.scheduler.policy.num_waiting:
             self._cut()
         plan = None
@@ -308,7 +328,7 @@ class EngineCore:
         self._prompt_tokens += request.prompt_len
         self._cached_tokens += request.cached_tokens or 0
         for sibling in self._siblings.pop((request.client, request.id), ()):
-            self.scheduler.policy.push(sibling)
+            self._enqueue(sibling)
 
     def _requeue_preempted(self, slots: np.ndarray) -> None:
         table = self.table
@@ -326,10 +346,10 @@ class EngineCore:
         if self._requests.pop(key, None) is None:
             return
         self._finished += 1
-        if not self._leave_siblings(request):
+        if not (self._leave_siblings(request) or self._preparing.discard(request)):
             self.scheduler.release(request)
         for sibling in self._siblings.pop(key, ()):
-            self.scheduler.policy.push(sibling)
+            self._enqueue(sibling)
         self.scheduler.policy.tenants.depart(request.tenant)
         # An hour's deadline must not keep the tokens of what ended in a second.
         if len(self._deadlines) > 2 * len(self._requests) + MAX_ENDED_DEADLINES:
@@ -473,3 +493,4 @@ class EngineCore:
             pass
         self._flight.clear()
         self._flight.device.close()
+        self._preparing.close()

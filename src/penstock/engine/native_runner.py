@@ -192,6 +192,8 @@ class NativeRunner:
                 admission.prompt_len + sampling.min_tokens,
                 [token for token in sampling.stop_token_ids if token < 2**31],
             )
+        if launched.held:
+            self._sampler.begin(plan.slots[launched.by_host])
         self._queue.run(launch)
         if launched.held:
             self._draw_for(launched, launch)

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from penstock.call import Call, Message, SamplingParams, ToolSpec
 from penstock.decoding.params import TokenSampling
+from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
 from penstock.errors import ContextOverflow, InvalidRequest
@@ -198,7 +199,9 @@ class Preparer:
         self._check_ids(bias, "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         self._check_ids(allowed, "allowed_token_ids")
-        own_stops = () if params.ignore_eos else self.tokenizer.eos_ids
+        grammar = grammar_of(call)
+        # Nothing can follow a complete answer but the end.
+        own_stops = () if params.ignore_eos and grammar is None else self.tokenizer.eos_ids
         prompt_logprobs = params.prompt_logprobs
         if prompt_logprobs is None and call.echo:
             prompt_logprobs = params.logprobs  # echoed tokens carry the same report as generated ones
@@ -220,6 +223,7 @@ class Preparer:
             stop_token_ids=tuple(dict.fromkeys((*own_stops, *params.stop_token_ids))),
             logprobs=-1 if params.logprobs is None else params.logprobs,
             prompt_logprobs=-1 if prompt_logprobs is None else prompt_logprobs,
+            grammar=grammar,
         )
 
 

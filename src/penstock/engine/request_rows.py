@@ -6,14 +6,17 @@ before the host has seen step n.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from penstock.decoding.params import RowLogprobs, TokenSampling
-from penstock.decoding.sampling import NonFiniteLogits
+from penstock.decoding.sampling import BrokenRows, NonFiniteLogits
 from penstock.engine.plan import StepPlan
+
+log = logging.getLogger("penstock.engine")
 
 # Rows of prompt logits computed at once: 256 rows of a 256k vocabulary are 268 MB of float32.
 PROMPT_LOGIT_ROWS = 256
@@ -24,6 +27,8 @@ class TokenSampler(Protocol):
     """What a runner needs of a sampler (`penstock.decoding.sampling.Sampler`)."""
 
     def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None: ...
+
+    def begin(self, slots: np.ndarray) -> None: ...
 
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
@@ -94,10 +99,11 @@ class RequestRows:
 def draw(
     sampler: TokenSampler, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
 ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-    """`sampler.sample`, but rows whose logits are not finite get BROKEN and the others their tokens."""
+    """`sampler.sample`, but rows that can't be drawn get BROKEN and the others their tokens."""
     try:
         return sampler.sample(logits, slots, positions)
-    except NonFiniteLogits as error:
+    except BrokenRows as error:
+        log.warning("%s", error.message)
         tokens = np.full(len(slots), BROKEN, np.int32)
         sound = np.delete(np.arange(len(slots)), error.rows)
     if not len(sound):

@@ -67,6 +67,7 @@ class ModelRunner:
         """Run one plan on the calling thread."""
         began = time.perf_counter()
         self._requests.enter(plan, self._sampler)
+        self._sampler.begin(plan.slots[plan.samples])
         hidden, offsets = self.forward(plan)
         result = self.sample(plan, hidden, offsets)
         return msgspec.structs.replace(result, device_s=time.perf_counter() - began)

@@ -13,12 +13,6 @@ from penstock.errors import InvalidRequest
 
 def check_supported(call: Call) -> None:
     """Raises InvalidRequest for the first thing in `call` that the engine can't honour."""
-    form = call.response_format
-    if form is not None and form.kind != "text":
-        raise _unsupported(
-            "response_format",
-            f"{form.kind!r} can't be guaranteed yet; ask for JSON in the prompt, send 'text'",
-        )
     choice = call.tool_choice
     if choice is not None and choice not in ("none", "auto"):
         raise _unsupported("tool_choice", f"{choice!r}: a call can't be forced yet; use 'auto' or 'none'")

@@ -49,6 +49,16 @@ class StreamOptions(Struct, omit_defaults=True):
     include_usage: bool | None = None
 
 
+class StructuredOutputs(Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """vLLM's field for what an answer must look like; one of them."""
+
+    json: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    structural_tag: dict[str, Any] | None = None
+
+
 class CommonFields(Struct, kw_only=True, omit_defaults=True):
     """Fields of both request kinds: OpenAI's, then the common engine extensions."""
 
@@ -85,6 +95,7 @@ class CommonFields(Struct, kw_only=True, omit_defaults=True):
     priority: Annotated[int, Meta(ge=-2, le=2)] | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 # SamplingParams fields that the wire spells alike; the others are mapped by each codec.
@@ -109,6 +120,14 @@ _SAME_NAME = (
     "skip_special_tokens",
     "prompt_logprobs",
 )
+# SamplingParams fields and those of StructuredOutputs.
+_FORMS = {
+    "json_schema": "json",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+    "structural_tag": "structural_tag",
+}
 _DEFAULTS = SamplingParams()
 
 
@@ -119,6 +138,9 @@ def read_sampling(request: CommonFields, **own: Any) -> SamplingParams:
         values["stop"] = request.stop
     if not request.logit_bias:
         values.pop("logit_bias", None)
+    if request.structured_outputs is not None:
+        form = request.structured_outputs
+        values |= {name: getattr(form, field) for name, field in _FORMS.items()}
     return SamplingParams(**values, **own).validate()
 
 
@@ -146,6 +168,9 @@ def write_common(call: Call) -> dict[str, Any]:
             fields[name] = list(value) if isinstance(value, tuple) else value
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
+    form = StructuredOutputs(**{field: getattr(sampling, name) for name, field in _FORMS.items()})
+    if form != StructuredOutputs():
+        fields["structured_outputs"] = form
     if call.stream:
         fields["stream"] = True
     if call.stream_usage:

@@ -1,0 +1,95 @@
+"""GrammarStore: compiled grammars by their spec, made off the step loop by a few threads.
+
+Invariants: one compilation per spec, whoever asks for it meanwhile; at most `entries` compiled ones are kept,
+the least recently used goes first; at most `pending` wait, beyond it a request is told to come back. A
+request that holds a compiled grammar keeps it alive whatever the store forgets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+
+from penstock.decoding.grammar.backend import CompiledGrammar, GrammarBackend, Vocabulary
+from penstock.decoding.grammar.spec import GrammarSpec
+from penstock.errors import EngineUnavailable, InvalidRequest, Overloaded
+
+ENTRIES = 256
+PENDING = 128
+WORKERS = 2
+COMPILE_S = 10.0  # a request waits no longer for its grammar
+
+
+class GrammarStore:
+    def __init__(
+        self,
+        backend: GrammarBackend,
+        vocabulary: Callable[[], Vocabulary],
+        entries: int = ENTRIES,
+        pending: int = PENDING,
+    ) -> None:
+        self._backend = backend
+        self.vocabulary = vocabulary
+        self._entries = entries
+        self._pending = pending
+        self._lock = threading.Lock()
+        self._found: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()
+        self._open = 0
+        self._workers: ThreadPoolExecutor | None = None
+
+    def compile(self, spec: GrammarSpec) -> Future[CompiledGrammar]:
+        """Done at once if it is known. Its error is the InvalidRequest that says why it can't be honoured.
+
+        Raises Overloaded if too many wait.
+        """
+        with self._lock:
+            future = self._found.get(spec)
+            if future is not None:
+                self._found.move_to_end(spec)
+                return future
+            if self._open >= self._pending:
+                raise Overloaded(f"{self._open} grammars wait to be compiled; retry later", retry_after_s=1.0)
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="penstock-grammar")
+            self._open += 1
+            made = self._workers.submit(self._backend.compile, spec)
+            future = self._found[spec] = Future()
+            while len(self._found) > self._entries:
+                self._found.popitem(last=False)
+        late = threading.Timer(COMPILE_S, _give_up, (future,))
+        late.daemon = True
+        late.start()
+        made.add_done_callback(lambda done: self._deliver(done, future, late))
+        return future
+
+    def compiled(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Waits for it where it must."""
+        return self.compile(spec).result()
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _deliver(
+        self, made: Future[CompiledGrammar], future: Future[CompiledGrammar], late: threading.Timer
+    ) -> None:
+        late.cancel()
+        with self._lock:
+            self._open -= 1
+        with contextlib.suppress(InvalidStateError):  # it was given up
+            if made.cancelled():
+                future.set_exception(EngineUnavailable("the engine is shutting down"))
+            elif (error := made.exception()) is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(made.result())
+
+
+def _give_up(future: Future[CompiledGrammar]) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(
+            InvalidRequest(f"grammar: it takes longer than {COMPILE_S:.0f} s to compile; make it simpler")
+        )

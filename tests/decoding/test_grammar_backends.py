@@ -1,0 +1,265 @@
+"""Grammar backends against independent judges: JSON schema by jsonschema_rs, expressions by `re`."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.decoding.grammar.backend import GrammarBackend, Matcher, Vocabulary, mask_words
+from penstock.decoding.grammar.backends import make_backend
+from penstock.decoding.grammar.spec import (
+    MAX_CHOICES,
+    MAX_DEPTH,
+    GrammarSpec,
+    spec_of_choices,
+    spec_of_schema,
+    spec_of_structural_tag,
+    spec_of_text,
+)
+from penstock.errors import InvalidRequest
+
+EOS = 0
+# Every byte, and some longer tokens that cross the borders of JSON's own.
+PIECES = [
+    b"<eos>",
+    *(bytes([byte]) for byte in range(256)),
+    b'{"', b'":', b'",', b'": "', b'"}', b"true", b"false", b"null", b"}, ", b"12",
+    b"  ", b"\n  ", b"ab", b"name",
+]  # fmt: skip
+
+
+class _Bytes:
+    """A tokenizer of bytes and a few longer tokens."""
+
+    vocab_size = len(PIECES)
+    bos_id = None
+    eos_ids = (EOS,)
+    special_ids = frozenset({EOS})
+
+    def piece(self, token_id: int) -> bytes:
+        return PIECES[token_id]
+
+    def encode_continuation(self, text: str) -> list[int]:
+        return encode(text)
+
+
+def encode(text: str) -> list[int]:
+    """Longest token first."""
+    data, tokens = text.encode(), []
+    longest = sorted(range(1, len(PIECES)), key=lambda token: -len(PIECES[token]))
+    while data:
+        token = next(token for token in longest if data.startswith(PIECES[token]))
+        tokens.append(token)
+        data = data[len(PIECES[token]) :]
+    return tokens
+
+
+@pytest.fixture(scope="module", params=["llguidance"])
+def backend(request: pytest.FixtureRequest) -> GrammarBackend:
+    return make_backend(request.param, lambda: Vocabulary(_Bytes(), len(PIECES) + 5))
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    mask = np.zeros(mask_words(len(PIECES) + 5), np.int32)
+    matcher.fill(mask)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert not bits[len(PIECES) :].any(), "a token that does not exist is allowed"
+    return np.flatnonzero(bits).tolist()
+
+
+def write(backend: GrammarBackend, spec: GrammarSpec, seed: int, most: int = 300) -> tuple[str, bool]:
+    """A random answer that the masks let through, and whether it came to its end."""
+    matcher = backend.compile(spec).matcher()
+    draw, text = random.Random(seed), b""
+    for _ in range(most):
+        tokens = allowed(matcher)
+        # Ends soon: whatever closes is likelier.
+        closing = [token for token in tokens if PIECES[token] in (b"<eos>", b'"', b"}", b"]", b'"}')]
+        token = draw.choice(closing if closing and draw.random() < 0.4 else tokens)
+        if token == EOS:
+            return text.decode("utf-8", "replace"), True
+        assert matcher.consume(token)
+        text += PIECES[token]
+    return text.decode("utf-8", "replace"), False
+
+
+SCHEMAS: list[Any] = [
+    {"type": "object", "properties": {"name": {"type": "string"}, "n": {"type": "integer"}},
+     "required": ["name"], "additionalProperties": False},
+    {"type": "array", "items": {"enum": ["a", 1, None, True]}, "minItems": 1, "maxItems": 3},
+    {"anyOf": [{"type": "integer", "minimum": 3, "maximum": 12}, {"type": "string", "maxLength": 2}]},
+    {"type": "object", "additionalProperties": {"type": "boolean"}},
+    {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"next": {"anyOf": [
+        {"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["next"], "additionalProperties": False}}},
+    {"const": {"ab": [1, 2]}},
+    {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    True,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(SCHEMAS)))
+def test_what_masks_let_through_is_valid(backend: GrammarBackend, number: int) -> None:
+    """Red if a token is allowed after which the schema can't be met."""
+    validators = pytest.importorskip("jsonschema_rs")
+    schema = SCHEMAS[number]
+    ended = 0
+    for seed in range(20):
+        text, complete = write(backend, spec_of_schema(schema, "s"), seed)
+        if complete:
+            ended += 1
+            assert validators.is_valid(schema, json.loads(text)), text
+    assert ended >= 5
+
+
+@pytest.mark.parametrize("number", range(len(SCHEMAS)))
+def test_any_json_object_is_one(backend: GrammarBackend, number: int) -> None:
+    """Red if `json_object` lets anything but one object through."""
+    text, complete = write(backend, GrammarSpec("json_object"), number)
+    if complete:
+        assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize("pattern", [r"[a-z]+@[a-z]+\.(com|org)", r"\d{3}-\d{4}", r"(yes|no)(, sir)?"])
+def test_expressions_are_matched_whole(backend: GrammarBackend, pattern: str) -> None:
+    """Red if a regular expression is searched for instead of matched, or left early."""
+    ended = 0
+    for seed in range(10):
+        text, complete = write(backend, spec_of_text("regex", pattern, "regex"), seed)
+        if complete:
+            ended += 1
+            assert re.fullmatch(pattern, text)
+    assert ended
+
+
+def test_one_of_the_choices_comes(backend: GrammarBackend) -> None:
+    """Red if a choice that begins another, or holds quotes and line breaks, is mistaken."""
+    choices = ["a", "ab", 'say "x"\n', "né"]
+    found = {write(backend, spec_of_choices(choices, "choice"), seed)[0] for seed in range(40)}
+    assert found == set(choices)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['start: "(" start ")" | "x"', 'root ::= "(" root ")" | "x"'],
+    ids=["lark", "gbnf"],
+)
+def test_grammars_in_both_notations(backend: GrammarBackend, source: str) -> None:
+    """Red if a recursive grammar is flattened, or one of the notations is read as the other."""
+    for seed in range(10):
+        text, complete = write(backend, spec_of_text("grammar", source, "grammar"), seed, most=60)
+        if complete:
+            assert re.fullmatch(r"\(*x\)*", text) and text.count("(") == text.count(")")
+
+
+def test_structural_tags_bind_what_follows_their_trigger(backend: GrammarBackend) -> None:
+    """Red if text before a trigger is bound, or what follows it is free."""
+    tag = {
+        "structures": [{"begin": "<f=a>", "schema": {"type": "integer"}, "end": "</f>"}],
+        "triggers": ["<f="],
+    }
+    matcher = backend.compile(spec_of_structural_tag(tag, "structural_tag")).matcher()
+    for token in encode("hello <f=a>"):
+        assert matcher.consume(token)
+    letters = {PIECES[token] for token in allowed(matcher)}
+    assert b"1" in letters and b"a" not in letters
+    for token in encode("12</f> and more"):
+        assert matcher.consume(token)
+    assert EOS in allowed(matcher)
+
+
+@given(data=st.data())
+def test_rolling_back_restores_everything(backend: GrammarBackend, data: st.DataObject) -> None:
+    """Red if a rejected draft leaves a trace in the matcher."""
+    schema = data.draw(st.sampled_from(SCHEMAS))
+    matcher = backend.compile(spec_of_schema(schema, "s")).matcher()
+    masks = [allowed(matcher)]
+    for _ in range(data.draw(st.integers(0, 12))):
+        tokens = [token for token in masks[-1] if token != EOS]
+        if not tokens:
+            break
+        assert matcher.consume(data.draw(st.sampled_from(tokens)))
+        masks.append(allowed(matcher))
+    back = data.draw(st.integers(0, len(masks) - 1))
+    matcher.rollback(back)
+    assert allowed(matcher) == masks[len(masks) - 1 - back]
+
+
+def test_a_refused_token_changes_nothing(backend: GrammarBackend) -> None:
+    """Red if a token out of place breaks the matcher for those that are in place."""
+    matcher = backend.compile(spec_of_choices(["ab", "ba"], "choice")).matcher()
+    before = allowed(matcher)
+    assert not matcher.consume(encode("x")[0])
+    assert allowed(matcher) == before
+    assert matcher.accepts(encode("ab")) == 1
+    assert matcher.consume(encode("ab")[0])
+    assert matcher.is_complete
+
+
+def test_forced_tokens_are_those_that_alone_may_come(backend: GrammarBackend) -> None:
+    """Red if a token is forced that the masks would not force, or spelled otherwise."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "integer"}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    matcher = backend.compile(spec_of_schema(schema, "s")).matcher()
+    matcher.consume(encode("{")[0])
+    matcher.consume(encode('"')[0])
+    forced = matcher.forced()
+    assert forced
+    assert encode('name"')[: len(forced)] == forced
+    assert matcher.accepts(forced) == len(forced)
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "object", "unevaluatedProperties": {"type": "string"}}, "unevaluatedProperties"),
+        ({"type": "strin"}, "strin"),
+        ({"$ref": "#/nowhere"}, "nowhere"),
+        ({"type": "string", "pattern": "(unclosed"}, "unclosed"),
+        ({"not": {"type": "string"}}, "not"),
+    ],
+)
+def test_a_schema_that_can_not_be_honoured_is_refused_by_name(
+    backend: GrammarBackend, schema: dict[str, Any], named: str
+) -> None:
+    """Red if a keyword is ignored, or the refusal does not say which."""
+    with pytest.raises(InvalidRequest, match=named):
+        backend.compile(spec_of_schema(schema, "json_schema"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("regex", "(a"), ("grammar", "start: nothing"), ("grammar", "%%%")]
+)
+def test_expressions_and_grammars_that_mean_nothing_are_refused(
+    backend: GrammarBackend, kind: Any, source: str
+) -> None:
+    """Red if damaged input compiles, or raises something that is no 400."""
+    with pytest.raises(InvalidRequest):
+        backend.compile(spec_of_text(kind, source, kind))
+
+
+def test_limits_of_what_is_compiled() -> None:
+    """Red if one request can make the engine compile without bound."""
+    deep: Any = {}
+    for _ in range(MAX_DEPTH + 1):
+        deep = {"items": deep}
+    with pytest.raises(InvalidRequest, match="nested deeper"):
+        spec_of_schema(deep, "s")
+    with pytest.raises(InvalidRequest, match="bytes, at most"):
+        spec_of_schema({"description": "x" * (1 << 20)}, "s")
+    with pytest.raises(InvalidRequest, match="choices, at most"):
+        spec_of_choices(["x"] * (MAX_CHOICES + 1), "s")
+    with pytest.raises(InvalidRequest, match="not JSON"):
+        spec_of_schema("{", "s")
+    with pytest.raises(InvalidRequest, match="lone surrogates"):
+        spec_of_text("regex", "\ud800", "s")
