@@ -61,34 +61,36 @@ class NativeSampler(Sampler):
         self.row(slot).record(token)
 
     def sample(
-        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
         """Draw and record one token per row, as Sampler.sample does, with its errors."""
         rows = self._checked_rows(slots, positions)
+        if places is None:
+            places = np.arange(len(rows), dtype=np.int32)
         slots, positions = slots.astype(np.int32), positions.astype(np.int32)
         tokens = np.empty(len(rows), np.int32)
         masks = self._masks_of(slots)
         plain = np.array([i for i, row in enumerate(rows) if row.plain], np.int32)
         drawn = np.empty(len(plain), np.int32)
         plain_masks = None if masks is None else masks[plain]
-        self.table.sample(logits, plain, slots[plain], positions[plain], drawn, plain_masks)
+        self.table.sample(logits, places[plain], slots[plain], positions[plain], drawn, plain_masks)
         tokens[plain] = drawn
         # A mask may leave a plain row nothing that the model gives a chance: the reference knows what then.
         others = [i for i, row in enumerate(rows) if not row.plain or (masks is not None and tokens[i] < 0)]
         for i in others:
-            tokens[i] = 0 if np.isfinite(logits[i].max()) else -1
+            tokens[i] = 0 if np.isfinite(logits[places[i]].max()) else -1
         broken = np.flatnonzero(tokens < 0).tolist()
         if broken:
             raise NonFiniteLogits(broken, f"slots {[int(slots[i]) for i in broken]}")
         for i in others:
-            scores = rows[i].scores(logits[i], None if masks is None else self._allowed(masks[i]))
+            scores = rows[i].scores(logits[places[i]], None if masks is None else self._allowed(masks[i]))
             if isinstance(scores, int):
                 tokens[i] = scores
             else:
                 self.table.sample(
                     scores[None], _FIRST, slots[i : i + 1], positions[i : i + 1], tokens[i : i + 1]
                 )
-        logprobs = self._logprobs(logits, rows, tokens)
+        logprobs = self._logprobs(logits, places, rows, tokens)
         self._record(slots, rows, tokens)
         return tokens, logprobs
 
@@ -103,13 +105,15 @@ class NativeSampler(Sampler):
             raise NonFiniteLogits(broken, f"prompt rows {broken}")
         return found
 
-    def _logprobs(self, logits: np.ndarray, rows: list[Row], tokens: np.ndarray) -> dict[int, RowLogprobs]:
+    def _logprobs(
+        self, logits: np.ndarray, places: np.ndarray, rows: list[Row], tokens: np.ndarray
+    ) -> dict[int, RowLogprobs]:
         """By index, of the rows that ask. All rows are sound: their tokens were drawn."""
         wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
         if not wanted:
             return {}
         ks = np.array([min(rows[i].sampling.logprobs, logits.shape[1]) for i in wanted], np.int32)
-        found, _ = self._row_logprobs(logits, np.array(wanted, np.int32), tokens[wanted], ks)
+        found, _ = self._row_logprobs(logits, places[wanted], tokens[wanted], ks)
         return {
             i: RowLogprobs(
                 chosen=found.chosen[j : j + 1],

@@ -224,15 +224,18 @@ class Sampler:
         return row
 
     def sample(
-        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
         """Draw and record one token per row.
 
-        logits: float32[R, V], C-contiguous; slots: int[R], each slot at most once; positions: int[R], the
-        index that the token will have in its request. Returns int32[R] and, for rows that asked, the raw
+        logits: float32[.., V], C-contiguous; slots: int[R], each slot at most once; positions: int[R], the
+        index that the token will have in its request; places: int32[R], rows of `logits`, None for all in
+        order. Returns int32[R] and, for rows that asked, the raw
         log-probabilities by row index. Raises NonFiniteLogits or PenstockError before anything is recorded.
         """
         rows = self._checked_rows(slots, positions)
+        if places is not None:
+            logits = logits[places]
         tokens = logits.argmax(axis=1).astype(np.int32)
         peaks = logits[np.arange(len(rows)), tokens]  # argmax stops at a NaN, so this finds those too
         broken = np.flatnonzero(~np.isfinite(peaks)).tolist()

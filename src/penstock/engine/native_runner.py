@@ -210,8 +210,8 @@ class NativeRunner:
         if not len(rows):
             return
         slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
-        logits = self._logits[launch.head_rows()[rows]]
-        tokens, logprobs = draw(self._sampler, logits, slots, positions)
+        places = launch.head_rows()[rows]
+        tokens, logprobs = draw(self._sampler, self._logits, places, slots, positions)
         launch.set_tokens(rows, tokens)
         self._requests.tokens[slots, positions] = np.maximum(tokens, 0)
         launched.logprobs = {int(rows[i]): entry for i, entry in logprobs.items()}

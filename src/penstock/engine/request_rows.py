@@ -31,7 +31,7 @@ class TokenSampler(Protocol):
     def begin(self, slots: np.ndarray) -> None: ...
 
     def sample(
-        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+        self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]: ...
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs: ...
@@ -97,16 +97,16 @@ class RequestRows:
 
 
 def draw(
-    sampler: TokenSampler, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray
+    sampler: TokenSampler, logits: np.ndarray, places: np.ndarray, slots: np.ndarray, positions: np.ndarray
 ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
     """`sampler.sample`, but rows that can't be drawn get BROKEN and the others their tokens."""
     try:
-        return sampler.sample(logits, slots, positions)
+        return sampler.sample(logits, slots, positions, places)
     except BrokenRows as error:
         log.warning("%s", error.message)
         tokens = np.full(len(slots), BROKEN, np.int32)
         sound = np.delete(np.arange(len(slots)), error.rows)
     if not len(sound):
         return tokens, {}
-    tokens[sound], found = sampler.sample(logits[sound], slots[sound], positions[sound])
+    tokens[sound], found = sampler.sample(logits, slots[sound], positions[sound], places[sound])
     return tokens, {int(sound[i]): entry for i, entry in found.items()}

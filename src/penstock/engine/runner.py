@@ -98,7 +98,8 @@ class ModelRunner:
         if len(rows):
             logits = self._model.logits(hidden[offsets[rows + 1] - 1])
             positions = plan.starts[rows] + plan.counts[rows]
-            drawn, drawn_logprobs = draw(self._sampler, logits, plan.slots[rows], positions)
+            places = np.arange(len(rows), dtype=np.int32)
+            drawn, drawn_logprobs = draw(self._sampler, logits, places, plan.slots[rows], positions)
             tokens[rows] = drawn
             self._requests.tokens[plan.slots[rows], positions] = np.maximum(drawn, 0)
             logprobs = {int(rows[i]): entry for i, entry in drawn_logprobs.items()}
