@@ -263,3 +263,16 @@ def test_limits_of_what_is_compiled() -> None:
         spec_of_schema("{", "s")
     with pytest.raises(InvalidRequest, match="lone surrogates"):
         spec_of_text("regex", "\ud800", "s")
+
+
+def test_formats_that_nobody_defines_say_nothing(backend: GrammarBackend) -> None:
+    """Red if an annotation makes a schema unusable, or a property called "format" is taken for one."""
+    schema = {
+        "type": "object",
+        "properties": {"format": {"type": "string", "format": "topic", "maxLength": 3}},
+        "required": ["format"],
+        "additionalProperties": False,
+    }
+    matcher = backend.compile(spec_of_schema(schema, "s")).matcher()
+    assert matcher.accepts(encode('{"format": "abc"}')) == len(encode('{"format": "abc"}'))
+    assert matcher.accepts(encode('{"x')) < len(encode('{"x'))

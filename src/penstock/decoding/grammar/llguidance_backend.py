@@ -21,6 +21,12 @@ from penstock.errors import InvalidRequest
 WHITESPACE = r"[\x20\x09]|\r?\n[\x20\x09]{0,64}"
 
 
+FORMATS = frozenset(
+    "date-time time date duration email idn-email hostname idn-hostname ipv4 ipv6 uri uri-reference iri "
+    "iri-reference uuid uri-template json-pointer relative-json-pointer regex".split()
+)
+
+
 class _Tokenizer:
     """As llguidance wants it described."""
 
@@ -123,7 +129,8 @@ def _grammar(spec: GrammarSpec) -> str:
     match spec.kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(
-                spec.source, overrides={"whitespace_pattern": WHITESPACE}
+                json.dumps(_without_unknown_formats(json.loads(spec.source))),
+                overrides={"whitespace_pattern": WHITESPACE},
             )
         case "json_object":
             return LLMatcher.grammar_from_json_schema(
@@ -139,6 +146,21 @@ def _grammar(spec: GrammarSpec) -> str:
             return LLMatcher.grammar_from_lark(source)
         case "structural_tag":
             return StructTag.to_grammar(_struct_tags(spec.source))
+
+
+def _without_unknown_formats(schema: Any) -> Any:
+    """`schema` without formats that JSON Schema does not define: they say nothing about validity."""
+    if isinstance(schema, list):
+        return [_without_unknown_formats(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        keyword: value
+        if keyword in ("enum", "const", "default", "examples")
+        else _without_unknown_formats(value)
+        for keyword, value in schema.items()
+        if not (keyword == "format" and isinstance(value, str) and value not in FORMATS)
+    }
 
 
 def _struct_tags(source: str) -> list[Any]:
