@@ -162,12 +162,17 @@ void Executor::linear(Lane& lane, const Operation& op) {
                 : op.code == Code::AddLinear ? kernels_->linear_add
                                                 : kernels_->linear;
   const int chunk = std::clamp(weight.panels / (6 * lane.team.size()), 1, kChunk / unit);
-  lane.share(weight.panels / unit, chunk, [&](int first, int last) {
+  auto multiply = [&](int first, int last) {
     LinearArgs part = args;
     part.first = first * unit;
     part.last = last * unit;
     kernel(part);
-  });
+  };
+  if (args.prefetch) {
+    lane.split(weight.panels / unit, multiply);
+  } else {
+    lane.share(weight.panels / unit, chunk, multiply);
+  }
   if (op.last) lane.team.barrier();
   if (gated && per_token(op.target)) quantize(lane, op.target, tokens_, weight.n / 2);
 }
@@ -306,12 +311,17 @@ void Executor::run_head(Lane& lane) {
   args.prefetch = n <= kPrefetchRows;
   args.out = head_out_;
   args.out_stride = program_.vocab;
-  lane.share(weight.panels, kChunk, [&](int first, int last) {
+  auto multiply = [&](int first, int last) {
     LinearArgs part = args;
     part.first = first;
     part.last = last;
     kernels_->linear(part);
-  });
+  };
+  if (args.prefetch) {
+    lane.split(weight.panels, multiply);
+  } else {
+    lane.share(weight.panels, kChunk, multiply);
+  }
   lane.team.barrier();
   if (head_best_) {
     lane.share(n, 1, [&](int i, int) {

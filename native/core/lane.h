@@ -26,6 +26,15 @@ struct Executor::Lane {
     ++phase;
   }
 
+  // fn(first, last) for this thread's part of `total`, all in one piece. What waits for memory should read far ahead
+  // without a break: claimed piece by piece, the same weights come at half the speed.
+  template <typename Fn>
+  void split(int total, Fn fn) {
+    const int size = team.size();
+    const int first = int(int64_t(total) * thread / size), last = int(int64_t(total) * (thread + 1) / size);
+    if (first < last) fn(first, last);
+  }
+
   // fn(item, next) for every item that this thread gets of `total`: the first is its own by right, each next one
   // is claimed before the item begins. next = -1: none.
   template <typename Fn>

@@ -15,7 +15,8 @@ SLACK = 4096  # prefetches run ahead of the last panel
 
 def zeroed(num_bytes: int) -> np.ndarray:
     """uint8[num_bytes], zero; memory is taken when it is first written."""
-    region = mmap.mmap(-1, max(num_bytes, 1))
+    # Private: shared memory, mmap's default, never comes in huge pages.
+    region = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and num_bytes >= 2 << 20:
         with contextlib.suppress(OSError):  # a kernel without transparent huge pages: ordinary ones do
             region.madvise(mmap.MADV_HUGEPAGE)
