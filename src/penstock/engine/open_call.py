@@ -25,6 +25,7 @@ from penstock.errors import DeadlineExceeded, EngineUnavailable, PenstockError, 
 from penstock.text.assemble import ChoiceAssembler, TopPairs, prompt_echo
 
 if TYPE_CHECKING:
+    from penstock.text.output.answer import AnswerParser
     from penstock.text.tokenizer import Tokenizer
 
 # Tokens, each logprob alternative counting as one more: a few megabytes, and minutes of a fast stream.
@@ -44,6 +45,7 @@ class _Choice(Struct):
     index: int
     prompt: _PromptState
     assembler: ChoiceAssembler
+    parser: AnswerParser | None = None
     opened: bool = False
     finished: bool = False
 
@@ -86,8 +88,11 @@ class OpenCall:
         for state in self._prompts:
             for submit in state.prompt.submits:
                 index = len(self._choices)
-                assembler = ChoiceAssembler(tokenizer, call.sampling, index)
-                self._choices[submit.id] = _Choice(submit.id, index, state, assembler)
+                reading = state.prompt.output
+                keep = frozenset() if reading is None else reading.keep
+                assembler = ChoiceAssembler(tokenizer, call.sampling, index, keep)
+                parser = None if reading is None else reading.parser()
+                self._choices[submit.id] = _Choice(submit.id, index, state, assembler, parser)
         first = prompts[0].submits[0].sampling
         self._wants_echo = call.echo or first.prompt_logprobs >= 0
         self._entry_weight = 1 + max(0, first.logprobs)
@@ -128,7 +133,7 @@ class OpenCall:
         if delta.finish in ("abort", "error"):
             self.fail(EngineUnavailable(f"the engine gave up request {delta.id}", retry_after_s=1.0))
             return
-        for event in events:
+        for event in events if choice.parser is None else choice.parser.convert(events):
             self._push(event)
         self._bound()
 
@@ -185,7 +190,9 @@ class OpenCall:
             run.add(event)
             self._unread_entries += self._entry_weight * len(event.token_ids)
             return
+        self._runs.pop(getattr(event, "index", -1), None)  # what comes after it is read after it
         self._unread.append(event)
+        self._unread_entries += 1
         if isinstance(event, Finish):
             self._unfinished -= 1
             if not self._unfinished:
@@ -205,6 +212,9 @@ class OpenCall:
             prompt_tokens=sum(len(state.prompt.tokens) for state in self._prompts),
             completion_tokens=generated,
             cached_tokens=sum(state.cached_tokens for state in self._prompts),
+            reasoning_tokens=sum(
+                choice.parser.reasoning_tokens for choice in self._choices.values() if choice.parser
+            ),
         )
         total_s = time.monotonic() - self._arrived_s
         return Done(usage, Timings(queue_s=self._queue_s, ttft_s=self._ttft_s, total_s=total_s))

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -24,13 +25,31 @@ from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
 from penstock.errors import ContextOverflow, InvalidRequest
+from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 
 if TYPE_CHECKING:
+    from penstock.text.output.answer import AnswerParser
+    from penstock.text.output.format import OutputFormat
     from penstock.text.template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
 MAX_CHOICES = 1024  # prompts times n of one call: more than any queue default takes at once
 SEED_RANGE = 2**64
+PROMPT_END_CHARS = 256  # of a prompt that a reader of the answer needs: whether it ends inside reasoning
+
+
+class OutputReading(Struct, frozen=True):
+    """`prompt`: the end of the rendered prompt. `keep`: special tokens that the parser reads."""
+
+    form: OutputFormat
+    tools: tuple[ToolSpec, ...]
+    prompt: str
+    keep: frozenset[int]
+
+    def parser(self) -> AnswerParser:
+        from penstock.text.output.answer import AnswerParser
+
+        return AnswerParser(self.form, self.tools, self.prompt)
 
 
 class Prompt(Struct, frozen=True):
@@ -38,6 +57,7 @@ class Prompt(Struct, frozen=True):
 
     tokens: list[int]
     submits: tuple[Submit, ...]
+    output: OutputReading | None = None  # how the answers are read; None: they are text
 
 
 class Preparer:
@@ -66,23 +86,49 @@ class Preparer:
         **template_args: object,
     ) -> str:
         """The rendered conversation. Raises InvalidRequest where the template can't."""
+        template = self._chat_template()
+        if tools and not knows_tools(template.tool_source):
+            messages, tools = with_tool_prompt(messages, tools), ()
+        return template.render(messages, tools, add_generation_prompt, **template_args)
+
+    def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             from penstock.text.template import ChatTemplate
 
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, self._model)
-        return self._template.render(messages, tools, add_generation_prompt, **template_args)
+        return self._template
 
     def chat_tokens(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = True
     ) -> list[int]:
         return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt))
 
+    def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None]:
+        """Token ids of a conversation, and how its answer is read. A template writes its own BOS, so its text
+        gets no second one."""
+        tools = () if call.tool_choice == "none" else call.tools
+        text = self.chat_text(call.messages, tools, **call.template_args)
+        self._check_length(text, "messages")
+        return self.tokenizer.encode(text), self._reading(tools, text)
+
+    def _reading(self, tools: tuple[ToolSpec, ...], text: str) -> OutputReading | None:
+        """None where an answer can be nothing but text: no tools, and a template that shows no reasoning."""
+        from penstock.text.output.choose import format_for_template
+
+        template = self._chat_template()
+        source = template.tool_source if tools else template.source
+        form = format_for_template(source)
+        marks = form.reasoning
+        if marks is not None and not any(begin in source for begin, _ in marks.pairs):
+            form, marks = msgspec.structs.replace(form, reasoning=None), None
+        if not tools and marks is None:
+            return None
+        ids = (self.tokenizer.token_id(marker) for marker in form.special_markers)
+        keep = frozenset(token for token in ids if token is not None)
+        return OutputReading(form, tools, text[-PROMPT_END_CHARS:], keep)
+
     def _tokens(self, call: Call) -> list[list[int]]:
-        """Token ids of each prompt. A template writes its own BOS, so its text gets no second one."""
-        if call.kind == "chat":
-            text = self.chat_text(call.messages, call.tools, **call.template_args)
-            self._check_length(text, "messages")
-            return [self.tokenizer.encode(text)]
+        """Token ids of each prompt of a completion."""
         if not call.prompts:
             raise InvalidRequest("prompt: empty; send at least one", param="prompt")
         found = []
@@ -119,7 +165,12 @@ class Preparer:
         """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
         call.sampling.validate()
         check_supported(call)
-        tokens = self._tokens(call)
+        reading: OutputReading | None = None
+        if call.kind == "chat":
+            ids, reading = self._chat_prompt(call)
+            tokens = [ids]
+        else:
+            tokens = self._tokens(call)
         choices = len(tokens) * call.sampling.n
         if choices > MAX_CHOICES:
             raise InvalidRequest(
@@ -128,9 +179,17 @@ class Preparer:
                 param="n",
             )
         shared = self._resolve(call)
-        return [self._prompt(call, key, index, ids, shared) for index, ids in enumerate(tokens)]
+        return [self._prompt(call, key, index, ids, shared, reading) for index, ids in enumerate(tokens)]
 
-    def _prompt(self, call: Call, key: str, index: int, ids: list[int], shared: TokenSampling) -> Prompt:
+    def _prompt(
+        self,
+        call: Call,
+        key: str,
+        index: int,
+        ids: list[int],
+        shared: TokenSampling,
+        reading: OutputReading | None,
+    ) -> Prompt:
         if not ids:
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
@@ -157,7 +216,7 @@ class Preparer:
                     leader=None if sample == 0 else submits[0].id,
                 )
             )
-        return Prompt(ids, tuple(submits))
+        return Prompt(ids, tuple(submits), reading)
 
     def _max_tokens(self, sampling: SamplingParams, prompt_len: int, param: str) -> int:
         left = self.max_context - prompt_len

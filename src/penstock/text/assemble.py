@@ -30,13 +30,19 @@ class StopHit(Struct, frozen=True):
 
 
 class ChoiceAssembler:
-    """One choice. `index` is Event.index."""
+    """One choice. `index` is Event.index. `keep`: special ids that are text to whoever parses it."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, index: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        index: int,
+        keep: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._index = index
-        self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, continuation=True)
+        self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, continuation=True, keep=keep)
         self._scanner = StopScanner(sampling.stop, sampling.include_stop_str_in_output)
         self.num_tokens = 0
         self.finished = False

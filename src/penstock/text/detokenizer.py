@@ -15,11 +15,20 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """`continuation` as in `Tokenizer.decode`. Ids beyond the vocabulary (padding rows) have no text."""
+    """`continuation` as in `Tokenizer.decode`. Ids beyond the vocabulary (padding rows) have no text.
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, continuation: bool = False) -> None:
+    `keep`: special ids whose text is wanted although others are skipped.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special: bool,
+        continuation: bool = False,
+        keep: frozenset[int] = frozenset(),
+    ) -> None:
         self._piece = tokenizer.piece
-        self._skip = tokenizer.special_ids if skip_special else frozenset()
+        self._skip = tokenizer.special_ids - keep if skip_special else frozenset()
         self._utf8 = _Utf8("replace")
         self._strip = tokenizer.strip_leading_space and not continuation
 

@@ -54,7 +54,7 @@ class ChatTemplate:
         self.source = source
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
-        self._tool_source = tool_source or source
+        self.tool_source = tool_source or source
         given = {"bos_token": bos_token, "eos_token": eos_token}
         self._tokens = dict(special_tokens or {}) | {k: v for k, v in given.items() if v is not None}
 
@@ -93,7 +93,7 @@ class ChatTemplate:
                 raise InvalidRequest(
                     f"template_args.{name}: a name of the template's own; leave it out", param=name
                 )
-        template, source = (self._with_tools, self._tool_source) if tools else (self._plain, self.source)
+        template, source = (self._with_tools, self.tool_source) if tools else (self._plain, self.source)
         variables = {
             **self._tokens,
             "documents": None,
