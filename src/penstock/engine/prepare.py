@@ -20,10 +20,12 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.call import Call, Message, SamplingParams, ToolSpec
+from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
+from penstock.engine.tool_grammar import forced_calls
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 
@@ -178,7 +180,7 @@ class Preparer:
                 f"at most {MAX_CHOICES} are possible in one request",
                 param="n",
             )
-        shared = self._resolve(call)
+        shared = self._resolve(call, self._grammar(call, reading))
         return [self._prompt(call, key, index, ids, shared, reading) for index, ids in enumerate(tokens)]
 
     def _prompt(
@@ -248,7 +250,24 @@ class Preparer:
         shared = bool(call.tenant or call.cache.salt)
         return (f"{len(call.tenant)}:{call.tenant}:{call.cache.salt}" if shared else ""), read, store
 
-    def _resolve(self, call: Call) -> TokenSampling:
+    def _grammar(self, call: Call, reading: OutputReading | None) -> GrammarSpec | None:
+        grammar, choice = grammar_of(call), call.tool_choice
+        if choice is None or choice in ("none", "auto"):
+            return grammar
+        if grammar is not None:
+            raise InvalidRequest(
+                f"tool_choice: {choice!r} and a form of the answer exclude each other", param="tool_choice"
+            )
+        if reading is None or not reading.tools:
+            raise InvalidRequest(f"tool_choice: {choice!r} needs tools", param="tool_choice")
+        parallel = call.parallel_tool_calls is not False
+        return forced_calls(reading.form, reading.tools, choice, parallel, self._special_id)
+
+    def _special_id(self, text: str) -> int | None:
+        token = self.tokenizer.token_id(text)
+        return token if token in self.tokenizer.special_ids else None
+
+    def _resolve(self, call: Call, grammar: GrammarSpec | None) -> TokenSampling:
         """Ids instead of strings; `max_tokens` and the samples' seeds come later."""
         from penstock.text.bad_words import bad_word_ids
 
@@ -258,7 +277,6 @@ class Preparer:
         self._check_ids(bias, "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         self._check_ids(allowed, "allowed_token_ids")
-        grammar = grammar_of(call)
         # Nothing can follow a complete answer but the end.
         own_stops = () if params.ignore_eos and grammar is None else self.tokenizer.eos_ids
         prompt_logprobs = params.prompt_logprobs

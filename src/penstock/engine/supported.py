@@ -13,9 +13,6 @@ from penstock.errors import InvalidRequest
 
 def check_supported(call: Call) -> None:
     """Raises InvalidRequest for the first thing in `call` that the engine can't honour."""
-    choice = call.tool_choice
-    if choice is not None and choice not in ("none", "auto"):
-        raise _unsupported("tool_choice", f"{choice!r}: a call can't be forced yet; use 'auto' or 'none'")
     for i, message in enumerate(call.messages):
         for part in message.parts:
             inner = part.content if isinstance(part, ToolResultPart) else ()

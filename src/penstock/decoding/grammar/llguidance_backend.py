@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from penstock.decoding.grammar.backend import GrammarBroken, TokenBytes, Vocabulary
-from penstock.decoding.grammar.spec import GrammarSpec
+from penstock.decoding.grammar.spec import WHITESPACE, GrammarSpec
 from penstock.errors import InvalidRequest
-
-# White space between two parts of a JSON text: a space, or a line break and an indentation. More than one
-# such piece is never allowed, or a model that begins with line breaks writes nothing else.
-WHITESPACE = r"[\x20\x09]|\r?\n[\x20\x09]{0,64}"
-
 
 FORMATS = frozenset(
     [

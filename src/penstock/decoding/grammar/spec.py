@@ -22,6 +22,9 @@ MAX_SOURCE_BYTES = {
 }
 MAX_CHOICES = 4096
 MAX_DEPTH = 128  # of a JSON schema
+# White space between two parts of a JSON text: a space, or a line break and an indentation. More than one
+# such piece is never allowed, or a model that begins with line breaks writes nothing else.
+WHITESPACE = r"[\x20\x09]|\r?\n[\x20\x09]{0,64}"
 
 
 class GrammarSpec(Struct, frozen=True):

@@ -1,0 +1,109 @@
+"""Tool calls through the whole path, with the real model: forced by grammar, read back as calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.call import Event, Finish, ReasoningDelta, SamplingParams, TextDelta, ToolCallDelta, ToolSpec
+from penstock.engine.tool_grammar import MOST_CALLS, argument_schema, forced_calls
+from penstock.errors import InvalidRequest
+from penstock.llm import LLM, read_conversation
+from penstock.text.output.choose import FORMATS
+
+WEATHER = ToolSpec(
+    "get_weather",
+    "Weather of a city",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "days": {"type": "integer", "maximum": 9},
+        },
+        "required": ["city"],
+    },
+)
+NUMBERS = {"a": {"type": "float"}, "b": {"type": "float"}}
+ADD = ToolSpec("add", "Adds", {"type": "dict", "properties": NUMBERS, "required": ["a", "b"]})
+QUESTION = [{"role": "user", "content": "What is the weather in Rome?"}]
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_path: Path) -> Iterator[LLM]:
+    with LLM(str(smollm2_path), kv_bytes=256 << 20) as made:
+        yield made
+
+
+def _ask(llm: LLM, tools: tuple[ToolSpec, ...], choice: str | None, **fields: Any) -> list[Event]:
+    params = fields.pop("params", SamplingParams(max_tokens=200, temperature=0))
+    fields |= {"tools": tools, "tool_choice": choice, "params": params}
+    call = llm._llm._call(kind="chat", messages=read_conversation(QUESTION), **fields)
+
+    async def collect() -> list[Event]:
+        async with aclosing(llm._llm._stream(call)) as events:  # type: ignore[type-var]
+            return [event async for event in events]
+
+    return llm._run(collect())
+
+
+def _calls(events: list[Event]) -> list[ToolCallDelta]:
+    return [event for event in events if isinstance(event, ToolCallDelta)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_forced_call_comes_once_and_fits_its_schema(llm: LLM, stream: bool, temperature: float) -> None:
+    """Red if a named tool is not called, called twice, or with arguments that break its schema."""
+    validators = pytest.importorskip("jsonschema_rs")
+    params = SamplingParams(max_tokens=200, temperature=temperature, seed=3)
+    events = _ask(llm, (WEATHER, ADD), "tool:get_weather", stream=stream, params=params)
+    (call,) = _calls(events)
+    assert call.name == "get_weather"
+    assert validators.is_valid(argument_schema(WEATHER), json.loads(call.arguments))
+    (finish,) = [event for event in events if isinstance(event, Finish)]
+    assert finish.reason == "tool_calls"
+    assert not "".join(event.text for event in events if isinstance(event, TextDelta | ReasoningDelta))
+
+
+def test_required_calls_are_at_least_one_and_end(llm: LLM) -> None:
+    """Red if a model that must call writes text instead, or calls without end."""
+    calls = _calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=True))
+    assert 1 <= len(calls) <= MOST_CALLS
+    assert len(_calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=False))) == 1
+
+
+def test_without_a_choice_the_model_may_answer_in_text(llm: LLM) -> None:
+    """Red if tools change an answer that calls none into anything but text."""
+    events = _ask(llm, (WEATHER,), "none", params=SamplingParams(max_tokens=10, temperature=0))
+    plain = _ask(llm, (), None, params=SamplingParams(max_tokens=10, temperature=0))
+    texts = ["".join(e.text for e in found if isinstance(e, TextDelta)) for found in (events, plain)]
+    assert texts[0] == texts[1]
+
+
+def test_types_of_other_languages_are_understood() -> None:
+    """Red if `dict` or `float`, as clients write them, make a tool unusable."""
+    schema = argument_schema(ADD)
+    assert schema["type"] == "object"
+    assert schema["properties"]["a"] == {"type": "number"}
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "names"),
+    [((), "required", "needs tools"), ((WEATHER,), "tool:nothing", "get_weather")],
+)
+def test_what_can_not_be_forced_is_refused(tools: tuple[ToolSpec, ...], choice: str, names: str) -> None:
+    """Red if forcing a tool that does not exist leaves the model free."""
+    with pytest.raises(InvalidRequest, match=names):
+        forced_calls(FORMATS["hermes"], tools, choice, True, lambda text: None)
+
+
+def test_formats_whose_calls_are_no_json_say_so() -> None:
+    """Red if a pythonic format is forced into JSON that its model has never seen."""
+    with pytest.raises(InvalidRequest, match="pythonic"):
+        forced_calls(FORMATS["pythonic"], (WEATHER,), "required", True, lambda text: None)
