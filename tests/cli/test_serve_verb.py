@@ -231,3 +231,37 @@ def test_the_openai_sdk_gets_the_form_that_it_asks_for(
         )
     client.close()
     assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_openai_sdk_gets_tool_calls(start: Callable[..., Server], smollm2_path: Path) -> None:
+    """Red if a forced call is lost on its way, streaming or not, or its result can't be sent back."""
+    openai = pytest.importorskip("openai")
+    server = start(
+        "serve", smollm2_path, "--served-model-name", "smollm2", "--port", "0", "--kv-bytes", "512M"
+    )
+    _, address = server.ready()
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema}}]
+    messages: list = [{"role": "user", "content": "Weather in Rome?"}]
+    question = {
+        "model": "smollm2",
+        "temperature": 0,
+        "max_tokens": 100,
+        "tools": tools,
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    }
+    choice = client.chat.completions.create(**question, messages=messages).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    with client.chat.completions.stream(**question, messages=messages) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.message.tool_calls[0].function.arguments == call.function.arguments
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    answer = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=5, tools=tools)
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    client.close()
+    assert server.stop() == 0
