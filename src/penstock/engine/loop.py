@@ -157,7 +157,7 @@ class EngineCore:
         self._expire(now)
         for request, refusal in self._preparing.ready():
             if refusal is None:
-                self._preparing.discard(request)
+                self._preparing.take(request)
                 self.scheduler.policy.push(request)
             else:
                 self._fail(request, refusal)

@@ -48,8 +48,12 @@ class Preparing:
         """Forget a request. False if it is not here."""
         return self._waiting.pop(request, None) is not None
 
+    def take(self, request: Request) -> None:
+        """It is queued now, and keeps its grammar."""
+        request.grammar = self._waiting.pop(request).result()
+
     def ready(self) -> list[tuple[Request, PenstockError | None]]:
-        """Those whose grammar is there, each with what refuses it. They stay until `discard`."""
+        """Those whose grammar is there, each with what refuses it. They stay until `take` or `discard`."""
         return [(request, _refusal(future)) for request, future in self._waiting.items() if future.done()]
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ class Request:
         "cached_tokens",
         "client",
         "expires_s",
+        "grammar",
         "has_many_stops",
         "held_tokens",
         "id",
@@ -72,6 +73,7 @@ class Request:
         self.has_many_stops = len(self.stop_set) > MAX_TABLE_STOPS
         # Its tokens are sent one by one: somebody reads them so, or each needs more than the vectors hold.
         self.is_stepwise = submit.stream or self.has_many_stops or submit.sampling.logprobs >= 0
+        self.grammar: object = None  # keeps what its grammar was compiled to alive
         self.slot = -1
         self.table: RequestTable | None = None
         self.cached_tokens: int | None = None

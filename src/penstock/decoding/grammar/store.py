@@ -1,8 +1,9 @@
 """GrammarStore: compiled grammars by their spec, made off the step loop by a few threads.
 
 Invariants: one compilation per spec, whoever asks for it meanwhile; at most `entries` compiled ones are kept,
-the least recently used goes first; at most `pending` wait, beyond it a request is told to come back. A
-request that holds a compiled grammar keeps it alive whatever the store forgets.
+the least recently used goes first; at most `pending` wait, beyond it a request is told to come back. What a
+request holds stays known while it lives, whatever was forgotten meanwhile: no step compiles it again.
+What took too long is not remembered: the machine may have been busy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 from penstock.decoding.grammar.backend import CompiledGrammar, GrammarBackend, Vocabulary
 from penstock.decoding.grammar.spec import GrammarSpec
@@ -30,13 +32,16 @@ class GrammarStore:
         vocabulary: Callable[[], Vocabulary],
         entries: int = ENTRIES,
         pending: int = PENDING,
+        patience_s: float = COMPILE_S,
     ) -> None:
         self._backend = backend
         self.vocabulary = vocabulary
         self._entries = entries
         self._pending = pending
+        self._patience_s = patience_s
         self._lock = threading.Lock()
         self._found: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()
+        self._held: WeakValueDictionary[GrammarSpec, CompiledGrammar] = WeakValueDictionary()
         self._open = 0
         self._workers: ThreadPoolExecutor | None = None
 
@@ -50,6 +55,10 @@ class GrammarStore:
             if future is not None:
                 self._found.move_to_end(spec)
                 return future
+            if (held := self._held.get(spec)) is not None:
+                future = Future()
+                future.set_result(held)
+                return future
             if self._open >= self._pending:
                 raise Overloaded(f"{self._open} grammars wait to be compiled; retry later", retry_after_s=1.0)
             if self._workers is None:
@@ -59,10 +68,10 @@ class GrammarStore:
             future = self._found[spec] = Future()
             while len(self._found) > self._entries:
                 self._found.popitem(last=False)
-        late = threading.Timer(COMPILE_S, _give_up, (future,))
+        late = threading.Timer(self._patience_s, self._give_up, (spec, future))
         late.daemon = True
         late.start()
-        made.add_done_callback(lambda done: self._deliver(done, future, late))
+        made.add_done_callback(lambda done: self._deliver(done, spec, future, late))
         return future
 
     def compiled(self, spec: GrammarSpec) -> CompiledGrammar:
@@ -74,11 +83,17 @@ class GrammarStore:
             self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _deliver(
-        self, made: Future[CompiledGrammar], future: Future[CompiledGrammar], late: threading.Timer
+        self,
+        made: Future[CompiledGrammar],
+        spec: GrammarSpec,
+        future: Future[CompiledGrammar],
+        late: threading.Timer,
     ) -> None:
         late.cancel()
         with self._lock:
             self._open -= 1
+            if not made.cancelled() and made.exception() is None:
+                self._held[spec] = made.result()
         with contextlib.suppress(InvalidStateError):  # it was given up
             if made.cancelled():
                 future.set_exception(EngineUnavailable("the engine is shutting down"))
@@ -87,9 +102,13 @@ class GrammarStore:
             else:
                 future.set_result(made.result())
 
-
-def _give_up(future: Future[CompiledGrammar]) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(
-            InvalidRequest(f"grammar: it takes longer than {COMPILE_S:.0f} s to compile; make it simpler")
-        )
+    def _give_up(self, spec: GrammarSpec, future: Future[CompiledGrammar]) -> None:
+        with self._lock:
+            if self._found.get(spec) is future:
+                del self._found[spec]
+        with contextlib.suppress(InvalidStateError):  # it came at this very moment
+            future.set_exception(
+                InvalidRequest(
+                    f"grammar: it takes longer than {self._patience_s:g} s to compile; make it simpler"
+                )
+            )
