@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 from msgspec import Struct
 
-from penstock.call import Call, Event, Message, SamplingParams, Timings, TokenLogprob, ToolSpec, Usage
+from penstock.call import (
+    Call,
+    Event,
+    Message,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+    ToolCallPart,
+    ToolSpec,
+    Usage,
+)
 from penstock.config import EngineSettings, build
 from penstock.errors import EngineUnavailable, InvalidRequest, from_kind
 
@@ -46,7 +56,10 @@ log = logging.getLogger("penstock.llm")
 
 
 class Choice(Struct, frozen=True):
-    """One answer. `stop`: the stop string or stop token id that ended it, None for end of sequence."""
+    """One answer. `stop`: the stop string or stop token id that ended it, None for end of sequence.
+
+    `text` is the answer proper: what the model reasoned and which tools it called stand beside it.
+    """
 
     index: int
     text: str
@@ -54,6 +67,8 @@ class Choice(Struct, frozen=True):
     finish_reason: str
     stop: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Result(Struct, frozen=True):
@@ -78,6 +93,14 @@ class Result(Struct, frozen=True):
     @property
     def finish_reason(self) -> str:
         return self.choices[0].finish_reason
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCallPart, ...]:
+        return self.choices[0].tool_calls
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
@@ -160,14 +183,19 @@ class AsyncLLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[ToolSpec] = (),
+        tool_choice: str | None = None,
         template_args: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Event]:
-        """Events of the answer to a conversation of {"role", "content"} dicts or Messages."""
+        """Events of the answer to a conversation of {"role", "content"} dicts or Messages.
+
+        tool_choice: "none", "auto", "required", or "tool:NAME".
+        """
         return self._stream(
             self._call(
                 kind="chat",
                 messages=read_conversation(messages),
                 tools=tuple(tools),
+                tool_choice=tool_choice,
                 template_args=dict(template_args or {}),
                 params=params,
                 stream=True,
@@ -289,10 +317,14 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[ToolSpec] = (),
+        tool_choice: str | None = None,
         template_args: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> list[Result]:
-        """Answer a conversation, or a list of them. One Result per conversation, in order."""
+        """Answer a conversation, or a list of them. One Result per conversation, in order.
+
+        tool_choice: "none", "auto", "required", or "tool:NAME".
+        """
         single = all(isinstance(item, Message | Mapping) for item in messages)
         conversations: list[Conversation] = [messages] if single else list(messages)  # type: ignore[list-item, arg-type]
         calls = [
@@ -300,6 +332,7 @@ class LLM:
                 kind="chat",
                 messages=read_conversation(conversation),
                 tools=tuple(tools),
+                tool_choice=tool_choice,
                 template_args=dict(template_args or {}),
                 params=one,
             )
@@ -391,6 +424,8 @@ def _result(fold: Fold) -> Result:
                 finish_reason=choice.finish.reason,
                 stop=choice.finish.stop,
                 logprobs=None if choice.logprobs is None else tuple(choice.logprobs),
+                reasoning=choice.reasoning,
+                tool_calls=tuple(choice.tool_calls),
             )
         )
     prompt = fold.choices()[0].prompt

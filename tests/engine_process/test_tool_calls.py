@@ -77,8 +77,18 @@ def test_required_calls_are_at_least_one_and_end(llm: LLM) -> None:
     assert len(_calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=False))) == 1
 
 
-def test_without_a_choice_the_model_may_answer_in_text(llm: LLM) -> None:
-    """Red if tools change an answer that calls none into anything but text."""
+def test_a_result_in_python_has_its_calls(llm: LLM) -> None:
+    """Red if `LLM.chat` takes a call out of the text and gives it to nobody."""
+    params = SamplingParams(max_tokens=200, temperature=0)
+    (result,) = llm.chat(QUESTION, params, tools=[WEATHER], tool_choice="tool:get_weather")
+    (call,) = result.tool_calls
+    assert call.name == "get_weather"
+    assert "city" in json.loads(call.arguments)
+    assert result.text == ""
+
+
+def test_tools_that_may_not_be_called_are_not_shown(llm: LLM) -> None:
+    """Red if `tool_choice` none leaves the tools in the prompt."""
     events = _ask(llm, (WEATHER,), "none", params=SamplingParams(max_tokens=10, temperature=0))
     plain = _ask(llm, (), None, params=SamplingParams(max_tokens=10, temperature=0))
     texts = ["".join(e.text for e in found if isinstance(e, TextDelta)) for found in (events, plain)]

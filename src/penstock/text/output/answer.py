@@ -8,6 +8,7 @@ turns out to be none; a choice that made calls and stopped by itself finishes wi
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ from penstock.text.output.events import (
 )
 from penstock.text.output.format import OutputFormat
 
+log = logging.getLogger("penstock.text")
+
 
 class AnswerParser:
     """`prompt`: the end of the rendered prompt, which may have opened a reasoning section."""
@@ -35,7 +38,6 @@ class AnswerParser:
         self._calls = 0
         self._reasons = False  # the last thing that came was reasoning
         self.reasoning_tokens = 0
-        self.repaired: list[str] = []  # what was mended in calls
 
     def convert(self, events: Sequence[Event]) -> list[Event]:
         """Events of the assembler, of this choice, to those that a reader gets."""
@@ -85,8 +87,10 @@ class AnswerParser:
                         ToolCallDelta(index, self._calls, _new_id(), name, "".join(arguments) or "{}")
                     )
                     self._calls += 1
-                    self.repaired += [repaired] if repaired else []
-                case Malformed(_, _, taken_back):
+                    if repaired:
+                        log.info("a call of %s was repaired: %s", name, repaired)
+                case Malformed(_, reason, taken_back):
+                    log.info("what looks like a tool call is given as text: %s", reason)
                     self._started.pop(-1 if taken_back is None else taken_back, None)
         return found
 
