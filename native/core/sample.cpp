@@ -1,7 +1,6 @@
 #include "core/sample.h"
 
 #include <algorithm>
-#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <limits>
@@ -490,12 +489,10 @@ static const float* masked_row(const float* row, int vocab, const int32_t* mask,
     float* to = out.data() + first;
     if (word == 0xFFFFFFFFu) {
       std::copy(row + first, row + last, to);
-    } else {
+    } else if (word == 0) {
       std::fill(to, to + (last - first), -kInfinity);
-      for (uint32_t left = word; left; left &= left - 1) {
-        const int bit = std::countr_zero(left);
-        if (first + bit < last) to[bit] = row[first + bit];
-      }
+    } else {  // branchless: compilers make vectors of it
+      for (int bit = 0; bit < last - first; ++bit) to[bit] = (word >> bit) & 1 ? row[first + bit] : -kInfinity;
     }
   }
   return out.data();
