@@ -11,6 +11,8 @@ namespace penstock {
 namespace {
 
 constexpr int kExtraPhases = 8;
+constexpr int kOwnRows = 64;    // so many for every thread: products are cut by rows, which its caches hold
+constexpr int kRowsChunk = 32;  // rows claimed at once then
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -168,8 +170,22 @@ void Executor::linear(Lane& lane, const Operation& op) {
     part.last = last * unit;
     kernel(part);
   };
+  auto multiply_rows = [&](int first, int last) {
+    LinearArgs part = args;
+    part.first = 0, part.last = weight.panels;
+    part.input = args.input.row(first);
+    part.rows = last - first;
+    if (gated) {
+      part.hidden = args.hidden.row(first);
+    } else {
+      part.out = args.out + first * args.out_stride;
+    }
+    kernel(part);
+  };
   if (args.prefetch) {
     lane.split(weight.panels / unit, multiply);
+  } else if (tokens_ >= kOwnRows * lane.team.size()) {
+    lane.share(tokens_, kRowsChunk, multiply_rows);
   } else {
     lane.share(weight.panels / unit, chunk, multiply);
   }

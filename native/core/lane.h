@@ -8,7 +8,7 @@
 namespace penstock {
 
 constexpr int kPrivateTokens = 4;   // up to so many tokens every thread makes norms and routes for itself
-constexpr int kPrefetchRows = 32;   // up to so many rows the weights' way from memory decides
+constexpr int kPrefetchRows = 64;   // up to so many rows the weights' way from memory decides
 constexpr int kChunk = 8;           // panels claimed at once, at most
 
 struct Executor::Lane {
@@ -17,11 +17,17 @@ struct Executor::Lane {
   int phase;
   bool small;  // few tokens: norms are private
 
-  // fn(first, last) for every chunk this thread gets of `total` items.
+  // fn(first, last) for every chunk that this thread gets of `total` items: first those of its own part, the same
+  // in every operation, which its caches hold; then what others have left of theirs.
   template <typename Fn>
   void share(int total, int chunk, Fn fn) {
-    for (int first = team.claim(phase, chunk); first < total; first = team.claim(phase, chunk)) {
-      fn(first, std::min(first + chunk, total));
+    const int size = team.size(), chunks = (total + chunk - 1) / chunk;
+    for (int i = 0; i < size; ++i) {
+      const int part = (thread + i) % size, begin = int(int64_t(chunks) * part / size);
+      const int end = int(int64_t(chunks) * (part + 1) / size);
+      for (int at = begin + team.claim(phase, part); at < end; at = begin + team.claim(phase, part)) {
+        fn(at * chunk, std::min((at + 1) * chunk, total));
+      }
     }
     ++phase;
   }
@@ -40,7 +46,7 @@ struct Executor::Lane {
   template <typename Fn>
   void share_ahead(int total, Fn fn) {
     auto claim = [&] {
-      const int item = team.size() + team.claim(phase, 1);
+      const int item = team.size() + team.claim(phase, 0);
       return item < total ? item : -1;
     };
     for (int item = thread < total ? thread : -1, next; item >= 0; item = next) {

@@ -41,8 +41,9 @@ void Team::barrier() {
 }
 
 void Team::prepare(int phases) {
-  if (int(counters_.size()) < phases) counters_ = std::vector<Counter>(phases);
-  for (int i = 0; i < phases; ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+  const int counters = phases * size_;
+  if (int(counters_.size()) < counters) counters_ = std::vector<Counter>(counters);
+  for (int i = 0; i < counters; ++i) counters_[i].next.store(0, std::memory_order_relaxed);
 }
 
 ThreadPool::ThreadPool(int threads) : team_(threads) {

@@ -32,9 +32,9 @@ class Team {
   // Every thread calls it the same number of times; returns when all have.
   void barrier();
 
-  // First of `chunk` items not yet claimed under `phase`, or a number >= total.
-  int claim(int phase, int chunk) {
-    return counters_[phase].next.fetch_add(chunk, std::memory_order_relaxed);
+  // How many items of `part` (one of `size`) of `phase` are claimed before this one.
+  int claim(int phase, int part) {
+    return counters_[phase * size_ + part].next.fetch_add(1, std::memory_order_relaxed);
   }
 
   // Counters for `phases` phases, all zero. Only between steps.

@@ -473,7 +473,7 @@ void SamplerTable::each(int n, Work work) {
       1,
       [](void* arg, Team& team, int thread) {
         Job& job = *static_cast<Job*>(arg);
-        for (int i = team.claim(0, 1); i < job.n; i = team.claim(0, 1)) (*job.work)(i, job.table->scratch(thread));
+        for (int i = team.claim(0, 0); i < job.n; i = team.claim(0, 0)) (*job.work)(i, job.table->scratch(thread));
       },
       &job);
 }
