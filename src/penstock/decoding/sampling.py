@@ -276,6 +276,17 @@ class Sampler:
             if self._masks is not None:
                 self._masks.record(slot, token)
 
+    def take_forced(self, slot: int) -> list[int]:
+        """Tokens that must follow whatever the model says, recorded as if they had been drawn."""
+        row = self._rows[slot]
+        if self._masks is None or row is None or not row.sampling.may_force:
+            return []
+        forced = self._masks.forced(slot)
+        for token in forced:
+            row.record(token)
+            self._masks.record(slot, token)
+        return forced
+
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
         """Raw log-probabilities of n prompt tokens and of the k best at each place.
 

@@ -164,14 +164,20 @@ class EngineCore:
         if self.scheduler.policy.num_waiting:
             self._cut()
         plan = None
-        if len(self._flight) <= self._depth:
+        depth = self._depth_now()
+        if len(self._flight) <= depth:
             plan = self.scheduler.schedule(now)
             if plan is not None:
                 self._flight.launch(plan, now)
             self._host_s += self._clock() - now
-        keep = 0 if plan is None else self._depth
+        keep = 0 if plan is None else depth
         if len(self._flight) > keep:
             self._take(keep)
+
+    def _depth_now(self) -> int:
+        """One step at a time while a request can't be planned ahead: it shall not be in every second step."""
+        table = self.table
+        return 0 if self._depth and table.alone[self.scheduler.running].any() else self._depth
 
     def interrupt(self) -> None:
         """Something came that `step` should see: it waits for one step at most. From any thread."""
@@ -226,10 +232,19 @@ class EngineCore:
         drew = live & plan.samples
         drawn = plan.slots[drew]
         table.pending[drawn] -= steps[drew]
-        tokens = np.stack([result.tokens[drew] for result in results], axis=1)
-        kept, ended = self._extend(drawn, tokens, steps[drew])
-        # Of a window all rows draw, and what it computed after a stop token is not theirs.
-        self._commit(slots, plan.counts[live] if plan.window == 1 else kept)
+        if results[0].tokens.ndim == 1:
+            tokens = np.stack([result.tokens[drew] for result in results], axis=1)
+            kept, ended = self._extend(drawn, tokens, steps[drew])
+        else:
+            tokens = results[0].tokens[drew]
+            kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
+        if plan.window > 1:
+            # All rows drew, and what was computed after a stop token is not theirs.
+            self._commit(slots, kept)
+        elif plan.draft_counts is None:
+            self._commit(slots, plan.counts[live])
+        else:
+            self._commit(slots, self._verified(plan, results[0], live, drew, kept))
         self._generated_tokens += int(kept.sum())
         self._emit(plan, results[0], drew, tokens, kept, ended)
         self._requeue_preempted(slots)
@@ -245,14 +260,34 @@ class EngineCore:
         table = self.table
         ordinals = np.arange(1, tokens.shape[1] + 1, dtype=np.int32)
         known = table.known[slots][:, None] + ordinals  # after each token
+        valid = ordinals <= steps[:, None]
         # What lies beyond a request's last token is never read.
         table.tokens[slots[:, None], np.minimum(known, table.tokens.shape[1]) - 1] = tokens
         stops = (table.stop_ids[slots][:, :, None] == tokens[:, None, :]).any(axis=1)
         ends = (stops & (known > table.min_known[slots][:, None])) | (known >= table.limit[slots][:, None])
+        for row in np.flatnonzero(table.many_stops[slots]).tolist():
+            stop_set = cast(Request, table.occupant[slots[row]]).stop_set
+            counts = known[row] > table.min_known[slots[row]]
+            ends[row] |= [token in stop_set for token in tokens[row].tolist()] & counts
+        ends &= valid
         ended = ends.any(axis=1)
         kept = np.where(ended, ends.argmax(axis=1) + 1, steps)
         table.known[slots] += kept
         return kept, ended
+
+    def _verified(
+        self, plan: StepPlan, result: StepResult, live: np.ndarray, drew: np.ndarray, kept: np.ndarray
+    ) -> np.ndarray:
+        """int32[n]: tokens of each living row whose KV is right: not those of drafts that were not drawn.
+
+        `kept`: int32, tokens that count of the rows that drew.
+        """
+        assert plan.draft_counts is not None
+        accepted = plan.accepted(result.tokens)
+        accepted[drew] = np.minimum(accepted[drew], kept - 1)
+        rejected = plan.draft_counts - accepted
+        self.table.planned[plan.slots[live]] -= rejected[live]
+        return np.asarray((plan.counts - rejected)[live])
 
     def _count(self, first: InFlight, results: list[StepResult], now: float) -> None:
         self._busy_s += now - max(first.launched_s, self._device_free_s)
@@ -307,7 +342,7 @@ class EngineCore:
                 self._announce(request)
             if several:
                 del new[count:]
-            finish = self._finish_reason(request, new[-1]) if maybe_last or request.has_many_stops else None
+            finish = self._finish_reason(request, new[-1]) if maybe_last else None
             delta = self._outputs.delta(request, new, finish, logprobs.get(row) if logprobs else None)
             deltas_of(request.client, []).append(delta)
             if finish is not None:

@@ -6,6 +6,7 @@ for where the draw needs them (`of`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -88,6 +89,17 @@ class GrammarMasks:
             self._matchers[slot] = None
         elif not matcher.consume(token):
             self._broken[slot] = f"token {token} was drawn against its grammar"
+
+    def forced(self, slot: int) -> list[int]:
+        """Tokens that must come next whatever the model says. The end of an answer is not among them: it is
+        drawn."""
+        self._settle()
+        matcher = self._matchers[slot]
+        if matcher is None or slot in self._broken:
+            return []
+        assert self._guard is not None
+        ends = self._guard.ends
+        return list(itertools.takewhile(lambda token: token not in ends, matcher.forced()))
 
     def _needs_mask(self, slot: int) -> bool:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken
