@@ -1,4 +1,4 @@
-"""What the host drafters would save and cost: `python benchmarks/draft_acceptance.py MODEL.gguf [--requests 40]`.
+"""What the host drafters save and cost: `python benchmarks/draft_acceptance.py MODEL.gguf [--requests 40]`.
 
 Real text is replayed as if the model had written it: at each step the drafter proposes k tokens, the right
 ones are accepted and one more comes from the model. Workloads:
@@ -9,7 +9,8 @@ ones are accepted and one more comes from the model. Workloads:
     tool calls prompt: functions and a question of BFCL; answer: the calls as JSON, if the data is at hand
 
 Requests of a workload share a tenant and finish one after another. Accepted length counts the model's own
-token; correct is of the proposed tokens; drafted is the share of steps with a proposal.
+token; correct is of the proposed tokens; drafted is the share of steps with a proposal; times are medians,
+extend's per token. The last table is of source code, not repeated, with and without earlier outputs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +49,17 @@ class Tally:
     proposed: int = 0
     correct: int = 0
     admit_us: list[float] = field(default_factory=list)
-    extend_us: float = 0.0
-    propose_us: float = 0.0
+    extend_us: list[float] = field(default_factory=list)
+    propose_us: list[float] = field(default_factory=list)
 
     def line(self) -> str:
+        rates = (self.drafted / self.steps, self.correct / max(self.proposed, 1))
+        costs = (statistics.median(us) for us in (self.extend_us, self.propose_us))
         return (
-            f"{self.emitted / self.steps:8.2f} {self.drafted / self.steps:8.0%} "
-            f"{self.correct / max(self.proposed, 1):8.0%} {self.extend_us / self.emitted:10.1f} "
-            f"{self.propose_us / self.steps:10.1f} {statistics.median(self.admit_us) / 1e3:10.2f}"
+            f"{self.emitted / self.steps:8.2f} "
+            + " ".join(f"{rate:8.0%}" for rate in rates)
+            + " ".join(f"{us:11.1f}" for us in costs)
+            + f"{statistics.median(self.admit_us) / 1e3:9.2f}"
         )
 
 
@@ -110,24 +115,30 @@ def tokens_of(texts: Iterator[tuple[str, str]], tokenizer: Tokenizer, requests: 
     ]
 
 
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """(what it returns, microseconds)"""
+    start = time.perf_counter()
+    result = call()
+    return result, (time.perf_counter() - start) * 1e6
+
+
 def replay(drafter: HostDrafter, workload: Workload, k: int) -> Tally:
     tally = Tally()
     for prompt, answer in workload:
-        start = time.perf_counter()
-        drafter.admit(0, prompt, "tenant", len(prompt))
-        tally.admit_us.append((time.perf_counter() - start) * 1e6)
+        _, us = timed(lambda prompt=prompt: drafter.admit(0, prompt, "tenant", len(prompt)))
+        tally.admit_us.append(us)
         done = 0
         while done < len(answer):
-            start = time.perf_counter()
-            tokens = drafter.propose(0, k).tokens
-            tally.propose_us += (time.perf_counter() - start) * 1e6
+            proposal, us = timed(lambda: drafter.propose(0, k))
+            tally.propose_us.append(us)
+            tokens = proposal.tokens
+            following = answer[done : done + len(tokens)]
             correct = 0
-            while correct < len(tokens) and answer[done + correct : done + correct + 1] == [tokens[correct]]:
+            while correct < len(following) and following[correct] == tokens[correct]:
                 correct += 1
             emitted = answer[done : done + correct + 1]
-            start = time.perf_counter()
-            drafter.extend(0, emitted)
-            tally.extend_us += (time.perf_counter() - start) * 1e6
+            _, us = timed(lambda emitted=emitted: drafter.extend(0, emitted))
+            tally.extend_us.append(us / len(emitted))
             done += len(emitted)
             tally.steps += 1
             tally.emitted += len(emitted)
@@ -138,23 +149,22 @@ def replay(drafter: HostDrafter, workload: Workload, k: int) -> Tally:
     return tally
 
 
-def costs(make: Callable[[], HostDrafter], text: np.ndarray, context: int) -> str:
-    """admit in ms; extend per token and propose at k = 8 in us, medians over the 300 steps that follow."""
-    drafter = make()
-    start = time.perf_counter()
-    drafter.admit(0, text[:context], "tenant")
-    admit = (time.perf_counter() - start) * 1e3
-    extends, proposes = [], []
-    for token in text[context : context + 300].tolist():
-        start = time.perf_counter()
-        drafter.propose(0, 8)
-        middle = time.perf_counter()
-        drafter.extend(0, [token])
-        proposes.append((middle - start) * 1e6)
-        extends.append((time.perf_counter() - middle) * 1e6)
+def costs(drafter: HostDrafter, text: np.ndarray, context: int, shared: int) -> str:
+    """admit in ms; extend per token and propose at k = 8 in us, medians over 300 steps and a p99; release of
+    a finished request in ms. shared: tokens that the tenant's requests generated before."""
+    for start in range(0, shared, 500):
+        drafter.admit(1, text[start : start + 600], "tenant", 100)
+        drafter.release(1, finished=True)
+    text = text[-context - 300 :]
+    _, admit = timed(lambda: drafter.admit(0, text[:context], "tenant", context))
+    proposes, extends = [], []
+    for token in text[context:].tolist():
+        proposes.append(timed(lambda: drafter.propose(0, 8))[1])
+        extends.append(timed(lambda token=token: drafter.extend(0, [token]))[1])
+    _, release = timed(lambda: drafter.release(0, finished=True))
     return (
-        f"{admit:10.2f} {statistics.median(extends):10.1f} {statistics.median(proposes):10.1f} "
-        f"{np.percentile(proposes, 99):10.1f}"
+        f"{context:7} {shared:7} {admit / 1e3:9.2f} {statistics.median(extends):10.1f} "
+        f"{statistics.median(proposes):11.1f} {np.percentile(proposes, 99):6.1f} {release / 1e3:11.2f}"
     )
 
 
@@ -165,20 +175,31 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = Tokenizer.load(args.model)
     drafters: dict[str, Callable[[], HostDrafter]] = {"ngram": NgramDrafter, "suffix": SuffixDrafter}
-    head = ("accepted", "drafted", "correct", "extend us", "propose us", "admit ms")
-    for workload_of in (editing, free_text, tool_calls):
-        workload = tokens_of(workload_of(tokenizer), tokenizer, args.requests)
-        name = workload_of.__name__.replace("_", " ")
-        print(f"\n{name}: {len(workload)} requests, {sum(len(a) for _, a in workload)} tokens of answers")
-        print(" " * 12 + "{:>8} {:>8} {:>8} {:>10} {:>10} {:>10}".format(*head))
+    for texts in (editing, free_text, tool_calls):
+        workload = tokens_of(texts(tokenizer), tokenizer, args.requests)
+        if not workload:
+            continue
+        answers = sum(len(answer) for _, answer in workload)
+        print(f"\n{texts.__name__.replace('_', ' ')}: {len(workload)} requests, {answers} tokens of answers")
+        print(f"{'':11} accepted  drafted  correct   extend us  propose us admit ms")
         for k in DRAFTS:
-            for drafter, make in drafters.items():
-                print(f"k={k} {drafter:7} {replay(make(), workload, k).line()}")
-    text = np.array([token for module in modules() for token in tokenizer.encode(module)][:31_000], np.int32)
-    print(f"\n{'context':15}{'admit ms':>10} {'extend us':>10} {'propose us':>10} {'p99':>10}")
-    for context in (100, 2000, 30_000):
-        for drafter, make in drafters.items():
-            print(f"{context:6} {drafter:8}{costs(make, text, context)}")
+            for name, make in drafters.items():
+                print(f"k={k} {name:7} {replay(make(), workload, k).line()}")
+    print("\n        context  shared  admit ms  extend us  propose us    p99  release ms")
+    pieces = [
+        np.array(tokenizer.encode(text), np.int32) for text, _ in zip(modules(), range(60), strict=False)
+    ]
+    text = np.concatenate(pieces)
+    for context, shared in (
+        (100, 0),
+        (2000, 0),
+        (30_000, 0),
+        (100, 120_000),
+        (2000, 120_000),
+        (30_000, 120_000),
+    ):
+        for name, make in drafters.items():
+            print(f"{name:8}{costs(make(), text, context, shared)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
@@ -25,8 +25,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 _WIDTH = 4  # bytes of a token or position in a key
 _pack = Struct(">i").pack
 NO_TOKEN = -1  # before the first token, and between texts; equals no token
-# Insertion moves half of the list's pointers: 10 us at this length.
-MAX_RUN = 1 << 15
+# Insertion moves half of a list's pointers: 5 to 15 us at this length, as busy as the caches are.
+MAX_RUN = 1 << 16
 
 
 class ContextIndex:
@@ -64,22 +64,20 @@ class ContextIndex:
             run += part
             run.sort()
 
-    def neighbours(self, context: bytes) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Per run: tokens in common with its best match of `context`, the place between two keys where
-        `context` would stand, and the run's keys."""
-        for run in self._runs:
+    def longest(self, context: bytes) -> list[tuple[int, int, list[bytes]]]:
+        """Per run, the latest tokens first: tokens in common with its best match of `context`, the place
+        between two keys where `context` would stand, and the run's keys."""
+        wanted = int.from_bytes(context, "big")
+        width = 8 * self._width
+        found = []
+        for run in reversed(self._runs):
             at = bisect_left(run, context)
-            length = 0
-            if at < len(run):
-                length = self._common(run[at], context)
-            if at:
-                length = max(length, self._common(run[at - 1], context))
-            yield length, at, run
-
-    def _common(self, key: bytes, context: bytes) -> int:
-        """How many leading tokens of the two are equal."""
-        differs = int.from_bytes(key[: self._width], "big") ^ int.from_bytes(context, "big")
-        return (8 * self._width - differs.bit_length()) // (8 * _WIDTH)
+            differing = width  # low bits from the first difference on; fewer at the better neighbour
+            for key in run[max(at - 1, 0) : at + 1]:
+                bits = (int.from_bytes(key, "big") >> 8 * _WIDTH ^ wanted).bit_length()
+                differing = min(bits, differing)
+            found.append(((width - differing) // (8 * _WIDTH), at, run))
+        return found
 
     def _run(self, room: int) -> list[bytes]:
         """The run that takes `room` more keys."""
@@ -95,7 +93,8 @@ class ContextIndex:
         table = np.empty((n, self.depth + 1), ">i4")
         table[:, :-1] = sliding_window_view(text, self.depth)[:n, ::-1]
         table[:, -1] = np.arange(start, start + n)
-        return table.view(f"V{self._width + _WIDTH}")[:, 0].tolist()
+        keys: list[bytes] = table.view(f"V{self._width + _WIDTH}")[:, 0].tolist()
+        return keys
 
 
 def find(
@@ -110,7 +109,7 @@ def find(
     best = 0
     places: list[tuple[ContextIndex, int, list[bytes]]] = []
     for index in indexes:
-        for length, at, run in index.neighbours(context):
+        for length, at, run in index.longest(context):
             length = min(length, known)
             if length > best:
                 best = length

@@ -14,7 +14,7 @@ from penstock.decoding.drafting.contexts import NO_TOKEN, ContextIndex
 
 # Outputs are dropped an index at a time: taking single texts out of a sorted list would cost a pass over it.
 # More of them make eviction finer and each search slower.
-_INDEXES = 8
+_INDEXES = 4
 _SEPARATOR = np.array([NO_TOKEN], np.int32)
 
 
@@ -41,7 +41,7 @@ class FinishedOutputs:
 
     def add(self, tenant: str, tokens: np.ndarray, prompt_len: int) -> None:
         """Keep the output tokens[prompt_len:] of int32[known], with as much of the prompt's end as a context
-        can reach. Of an output longer than an eighth of `kept_tokens`, only the end is kept."""
+        can reach. Of an output longer than a quarter of `kept_tokens`, only the end is kept."""
         room = self._index_tokens - 1
         start = max(prompt_len - self._depth, len(tokens) - room, 0)
         if room <= 0 or prompt_len >= len(tokens):

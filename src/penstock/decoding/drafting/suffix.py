@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from penstock.decoding.drafting.contexts import ContextIndex, find
+from penstock.decoding.drafting.contexts import NO_TOKEN, ContextIndex, find
 from penstock.decoding.drafting.drafter import NOTHING, Proposal
 from penstock.decoding.drafting.outputs import FinishedOutputs
 from penstock.errors import PenstockError
@@ -46,8 +46,8 @@ class SuffixDrafter:
         max_spec_factor: float = 1.0,
         max_spec_offset: float = 0.0,
         least_probability: float = 0.1,
-        sampled: int = 64,
-        kept_tokens: int = 1 << 18,
+        sampled: int = 16,
+        kept_tokens: int = 1 << 17,
     ) -> None:
         """depth: longest match in tokens. A match of length m proposes at most max_spec_factor * m +
         max_spec_offset tokens, as long as they are right with `least_probability`. sampled: occurrences
@@ -74,11 +74,12 @@ class SuffixDrafter:
     def propose(self, slot: int, most: int) -> Proposal:
         request = self._request(slot)
         own = self._draft((request.index,), request.index, most)
+        expected = sum(own.survival)
         outputs = self.outputs.of(request.tenant)
-        if not outputs:
+        if not outputs or expected >= most:
             return own
         shared = self._draft(outputs, request.index, most)
-        return shared if sum(shared.survival) > sum(own.survival) else own
+        return shared if sum(shared.survival) > expected else own
 
     def release(self, slot: int, finished: bool = False) -> None:
         request = self._requests.pop(slot, None)
@@ -94,7 +95,7 @@ class SuffixDrafter:
         if not length or limit <= 0:
             return NOTHING
         following = [
-            index.tokens[place : place + limit].tolist() for index, places in found for place in places
+            [*index.tokens[place : place + limit], NO_TOKEN] for index, places in found for place in places
         ]
         tokens, survival = most_frequent_path(following, limit, self._least)
         return Proposal(tokens, survival, length) if tokens else NOTHING
@@ -110,25 +111,23 @@ def most_frequent_path(following: list[list[int]], limit: int, least: float) -> 
     """The most frequent next token, then the most frequent one after that, and so on.
 
     following: what came after each occurrence, the latest occurrence first (it decides between equally
-    frequent tokens), each of up to `limit` tokens; negative: the text ended. Returns (tokens, survival),
-    where survival[i] >= least is the share of all occurrences that went on as tokens[: i + 1].
+    frequent tokens): at least one sequence, each of `limit` tokens or ended by NO_TOKEN. Returns (tokens,
+    survival), where survival[i] >= least is the share of all occurrences that went on as tokens[: i + 1].
     """
     total = len(following)
     tokens: list[int] = []
     survival: list[float] = []
-    while following and len(tokens) < limit:
-        depth = len(tokens)
-        counts: dict[int, int] = {}
-        for path in following:
-            if depth < len(path) and path[depth] >= 0:
-                counts[path[depth]] = counts.get(path[depth], 0) + 1
-        if not counts:
-            break
-        token = max(counts, key=counts.__getitem__)
-        share = counts[token] / total
-        if share < least:
+    for depth in range(limit):
+        column = [path[depth] for path in following]
+        token, count = column[0], column.count(column[0])
+        if count < len(column):
+            for other in dict.fromkeys(column):
+                times = column.count(other)
+                if other != NO_TOKEN and (times > count or token == NO_TOKEN):
+                    token, count = other, times
+            following = [path for path in following if path[depth] == token]
+        if token == NO_TOKEN or count / total < least:
             break
         tokens.append(token)
-        survival.append(share)
-        following = [path for path in following if depth < len(path) and path[depth] == token]
+        survival.append(count / total)
     return tokens, survival
