@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from penstock.config import EngineSettings
+from penstock.config import EngineSettings, SpeculationSettings
 from penstock.engine.loop import Clock, EngineCore, Sink
 from penstock.engine.messages import Loading, Ready
 from penstock.engine.plan import Device, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.speculation import STEP_DRAFTS, make_speculation
 from penstock.errors import ModelRefused
 from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
+from penstock.resource import Resource
 
 if TYPE_CHECKING:
     from penstock.decoding.grammar.store import GrammarStore
@@ -52,6 +54,7 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     aging_s: float = 30.0
     tenant_weights: dict[str, float] = {}
+    speculation: SpeculationSettings | None = None
 
 
 def assemble_core(
@@ -69,7 +72,12 @@ def assemble_core(
     )
     policy = OrderPolicy(shape.tenant_weights, shape.aging_s)
     longest_window = shape.window if isinstance(device, WindowDevice) else 1
-    scheduler = Scheduler(table, policy, [kv], shape.token_budget, longest_window)
+    resources: list[Resource] = [kv]
+    drafts = None
+    if shape.speculation is not None:
+        drafts = make_speculation(table, shape.speculation)
+        resources.append(drafts)
+    scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(
         scheduler,
         kv,
@@ -228,6 +236,7 @@ def build_engine(
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
+        speculation=settings.speculation,
     )
     grammars = _grammars(path, spec.vocab_size)
     runner = _runner(model, layout, num_blocks, shape, grammars)
@@ -286,7 +295,8 @@ def _runner(
             instruction_set=executable.instruction_set,
             pool=executable.pool,
         )
-        return NativeRunner(model, sampler, **sizes)
+        step_drafts = 0 if shape.speculation is None else STEP_DRAFTS
+        return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts)
     kv = model.allocate_kv(layout, num_blocks)
     return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
 

@@ -285,19 +285,28 @@ class EngineCore:
         assert plan.draft_counts is not None
         accepted = plan.accepted(result.tokens)
         accepted[drew] = np.minimum(accepted[drew], kept - 1)
+        if self.scheduler.drafts is not None:
+            self.scheduler.drafts.verified(plan, live, accepted)
         rejected = plan.draft_counts - accepted
         self.table.planned[plan.slots[live]] -= rejected[live]
         return np.asarray((plan.counts - rejected)[live])
 
     def _count(self, first: InFlight, results: list[StepResult], now: float) -> None:
-        self._busy_s += now - max(first.launched_s, self._device_free_s)
+        free_s = self._device_free_s
+        self._busy_s += now - max(first.launched_s, free_s)
         self._device_free_s = self._last_step_s = now
         self._work_s += now - self._worked_until_s
         self._worked_until_s = now
         self._steps += len(results)
+        waited_s = first.launched_s - free_s
+        drafts, has_drafts = self.scheduler.drafts, first.plan.draft_counts is not None
         for step, result in enumerate(results, first.index):
             self._device_s += result.device_s
-            self.scheduler.budget.observe(first.plan.counts_of(step), result.device_s)
+            counts = first.plan.counts_of(step)
+            if not has_drafts:
+                self.scheduler.budget.observe(counts, result.device_s)
+            if drafts is not None:
+                drafts.observe(int(counts.sum()), result.device_s, waited_s if waited_s > 0.0 else None)
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
@@ -348,6 +357,7 @@ class EngineCore:
             if finish is not None:
                 finished.append(request)
         for request in finished:
+            request.is_finished = True
             self._end(request)
         for client, deltas in batches.items():
             self._sink(client, deltas)

@@ -96,7 +96,7 @@ class StepPlan(Struct, frozen=True, kw_only=True):
         accepted = np.zeros(self.num_rows, np.int32)
         if self.draft_counts is not None:
             for row in np.flatnonzero(self.draft_counts).tolist():
-                drafts = self.drafts_of(row)
+                drafts = self.drafts_of(row)[: tokens.shape[1]]
                 differs = np.flatnonzero(drafts != tokens[row, : len(drafts)])
                 accepted[row] = differs[0] if len(differs) else len(drafts)
         return accepted

@@ -29,6 +29,7 @@ class Request:
     """One submitted request (a `penstock.resource.Holder`)."""
 
     __slots__ = (
+        "accepted_tokens",
         "announced",
         "arrival",
         "arrival_s",
@@ -37,11 +38,14 @@ class Request:
         "cache_store",
         "cached_tokens",
         "client",
+        "draft_steps",
+        "drafted_tokens",
         "expires_s",
         "grammar",
         "has_many_stops",
         "held_tokens",
         "id",
+        "is_finished",
         "is_stepwise",
         "klass",
         "prompt_len",
@@ -81,6 +85,8 @@ class Request:
         self.cached_tokens: int | None = None
         self.queue_s: float | None = None
         self.announced = False
+        self.is_finished = False  # it came to its own end: nobody aborted it, nothing failed
+        self.draft_steps = self.drafted_tokens = self.accepted_tokens = 0
         self.prompt_logprobs_sent = 1  # nothing predicts the first prompt token
 
     @property

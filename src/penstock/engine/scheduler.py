@@ -39,6 +39,15 @@ class DraftSource(Protocol):
         """int32[n]: what was just proposed for the slot."""
         ...
 
+    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray) -> None:
+        """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
+        ...
+
+    def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
+        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host; None
+        if it was planned ahead."""
+        ...
+
 
 class Scheduler:
     def __init__(
