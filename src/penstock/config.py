@@ -27,7 +27,9 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     method: Annotated[
         Literal["ngram", "suffix"],
-        Meta(description="ngram: what followed the last tokens before; suffix: also in answers of the tenant"),
+        Meta(
+            description="ngram: what followed the last tokens before; suffix: also in answers of the tenant"
+        ),
     ]
     k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 8
     adaptive: Annotated[

@@ -20,13 +20,14 @@ from penstock.engine.plan import Device, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.engine.scheduler import Scheduler
-from penstock.engine.speculation import STEP_DRAFTS, make_speculation
+from penstock.engine.speculation import STEP_DRAFTS, Speculation
 from penstock.errors import ModelRefused
 from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
 from penstock.resource import Resource
 
 if TYPE_CHECKING:
+    from penstock.decoding.drafting.drafter import HostDrafter
     from penstock.decoding.grammar.store import GrammarStore
     from penstock.kernels.backend import Backend
     from penstock.models.forward import Model
@@ -58,9 +59,14 @@ class CoreShape(Struct, frozen=True, kw_only=True):
 
 
 def assemble_core(
-    shape: CoreShape, device: Device, sink: Sink, clock: Clock, grammars: GrammarStore | None = None
+    shape: CoreShape,
+    device: Device,
+    sink: Sink,
+    clock: Clock,
+    grammars: GrammarStore | None = None,
+    drafter: HostDrafter | None = None,
 ) -> EngineCore:
-    """Wire table, policy, KV, scheduler and loop over `device`."""
+    """Wire table, policy, KV, scheduler and loop over `device`. drafter: of `shape.speculation`."""
     table = RequestTable(shape.num_slots, shape.max_context)
     kv = KVResource(
         layout=shape.layout,
@@ -74,8 +80,8 @@ def assemble_core(
     longest_window = shape.window if isinstance(device, WindowDevice) else 1
     resources: list[Resource] = [kv]
     drafts = None
-    if shape.speculation is not None:
-        drafts = make_speculation(table, shape.speculation)
+    if shape.speculation is not None and drafter is not None:
+        drafts = Speculation(table, drafter, shape.speculation.k, shape.speculation.adaptive)
         resources.append(drafts)
     scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(
@@ -203,6 +209,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
+    from penstock.decoding.drafting.make import make_drafter
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -240,7 +247,7 @@ def build_engine(
     )
     grammars = _grammars(path, spec.vocab_size)
     runner = _runner(model, layout, num_blocks, shape, grammars)
-    core = assemble_core(shape, runner, sink, time.monotonic, grammars)
+    core = assemble_core(shape, runner, sink, time.monotonic, grammars, make_drafter(settings.speculation))
     timer.lap("engine_s")
     ready = Ready(
         model_id=public_name(settings.model),

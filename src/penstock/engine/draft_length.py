@@ -1,9 +1,9 @@
 """Draft length: how many drafts of which requests a step should verify, from measured costs and acceptance.
 
 A draft costs what a step of one token more costs, and brings a token with the probability that it and all
-before it are right (its *survival*). So drafts of all requests stand in one line, the likeliest first, and the
-step takes as many as give the most tokens a second; none, if plain decoding gives as many. On a processor
-whose steps are bound by memory some drafts are free; in a batch whose steps are bound by arithmetic none is.
+before it are right (its *survival*). So drafts of all requests stand in one line, the likeliest first, and
+the step takes as many as give the most tokens a second; none, if plain decoding gives as many. Where steps
+are bound by memory some drafts are free; in a batch whose steps are bound by arithmetic none is.
 
 Costs and acceptance are running means of what results said. Nothing here reads a clock.
 """

@@ -27,7 +27,7 @@ import numpy as np
 
 from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
-from penstock.engine.plan import Device, StepPlan, StepResult
+from penstock.engine.plan import Device, DraftStats, StepPlan, StepResult
 from penstock.engine.preparing import Preparing
 from penstock.engine.requests import Request
 from penstock.engine.scheduler import Scheduler
@@ -88,6 +88,7 @@ class EngineCore:
         self._work_s = self._device_s = self._host_s = 0.0
         self._worked_until_s = 0.0  # as far as _work_s counts
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._finished = 0
+        self._forced_tokens = 0
         scheduler.on_impossible = self._fail_impossible
 
     # ------------------------------------------------------------------ requests
@@ -235,16 +236,13 @@ class EngineCore:
         if results[0].tokens.ndim == 1:
             tokens = np.stack([result.tokens[drew] for result in results], axis=1)
             kept, ended = self._extend(drawn, tokens, steps[drew])
+            # Of a window all rows drew, and what was computed after a stop token is not theirs.
+            computed = plan.counts[live] if plan.window == 1 else kept
         else:
             tokens = results[0].tokens[drew]
             kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
-        if plan.window > 1:
-            # All rows drew, and what was computed after a stop token is not theirs.
-            self._commit(slots, kept)
-        elif plan.draft_counts is None:
-            self._commit(slots, plan.counts[live])
-        else:
-            self._commit(slots, self._verified(plan, results[0], live, drew, kept))
+            computed = self._verified(first, results[0], live, drew, kept)
+        self._commit(slots, computed)
         self._generated_tokens += int(kept.sum())
         self._emit(plan, results[0], drew, tokens, kept, ended)
         self._requeue_preempted(slots)
@@ -276,17 +274,20 @@ class EngineCore:
         return kept, ended
 
     def _verified(
-        self, plan: StepPlan, result: StepResult, live: np.ndarray, drew: np.ndarray, kept: np.ndarray
+        self, step: InFlight, result: StepResult, live: np.ndarray, drew: np.ndarray, kept: np.ndarray
     ) -> np.ndarray:
         """int32[n]: tokens of each living row whose KV is right: not those of drafts that were not drawn.
 
-        `kept`: int32, tokens that count of the rows that drew.
+        `kept`: int32, tokens that count of the rows that drew; some are drafts, some a grammar forced.
         """
-        assert plan.draft_counts is not None
+        plan = step.plan
         accepted = plan.accepted(result.tokens)
         accepted[drew] = np.minimum(accepted[drew], kept - 1)
+        self._forced_tokens += int((kept - 1 - accepted[drew]).sum())
+        if plan.draft_counts is None:
+            return plan.counts[live]
         if self.scheduler.drafts is not None:
-            self.scheduler.drafts.verified(plan, live, accepted)
+            self.scheduler.drafts.verified(plan, live, accepted, result.device_s)
         rejected = plan.draft_counts - accepted
         self.table.planned[plan.slots[live]] -= rejected[live]
         return np.asarray((plan.counts - rejected)[live])
@@ -501,6 +502,7 @@ class EngineCore:
 
     def progress(self) -> Progress:
         stats = self.kv.stats()
+        drafts = DraftStats() if self.scheduler.drafts is None else self.scheduler.drafts.stats
         return Progress(
             steps=self._steps,
             last_step_s=self._clock() - self._last_step_s,
@@ -518,6 +520,11 @@ class EngineCore:
             work_s=self._work_s,
             device_s=self._device_s,
             host_s=self._host_s,
+            draft_steps=drafts.steps,
+            draft_tokens=drafts.drafted,
+            accepted_tokens=tuple(drafts.accepted),
+            saved_s=drafts.saved_s,
+            forced_tokens=self._forced_tokens,
         )
 
     def check_idle(self) -> None:

@@ -82,7 +82,9 @@ class NativeStep:
     def wait(self) -> StepResult | None:
         launched, index = self.launched, self.index
         drafts = launched.plan.draft_counts
-        tokens = np.empty(len(launched.plan.slots) * (1 if drafts is None else 1 + int(drafts.max())), np.int32)
+        tokens = np.empty(
+            len(launched.plan.slots) * (1 if drafts is None else 1 + int(drafts.max())), np.int32
+        )
         try:
             ran = launched.launch.wait(index, tokens)
         except RuntimeError:

@@ -124,6 +124,16 @@ class StepResult(Struct, frozen=True, kw_only=True):
     device_s: float = 0.0
 
 
+class DraftStats(Struct):
+    """Drafts since the start. `steps` of one request each; accepted[i]: those in place i that were right;
+    `saved_s`: seconds that plain decoding would have taken longer, by the measured cost of its steps."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: list[int] = []
+    saved_s: float = 0.0
+
+
 class Pending(Protocol):
     """A launched step."""
 

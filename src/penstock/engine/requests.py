@@ -29,7 +29,6 @@ class Request:
     """One submitted request (a `penstock.resource.Holder`)."""
 
     __slots__ = (
-        "accepted_tokens",
         "announced",
         "arrival",
         "arrival_s",
@@ -38,8 +37,7 @@ class Request:
         "cache_store",
         "cached_tokens",
         "client",
-        "draft_steps",
-        "drafted_tokens",
+        "drafts",
         "expires_s",
         "grammar",
         "has_many_stops",
@@ -86,7 +84,7 @@ class Request:
         self.queue_s: float | None = None
         self.announced = False
         self.is_finished = False  # it came to its own end: nobody aborted it, nothing failed
-        self.draft_steps = self.drafted_tokens = self.accepted_tokens = 0
+        self.drafts: tuple[int, int] | None = None  # verified and accepted since the last delta
         self.prompt_logprobs_sent = 1  # nothing predicts the first prompt token
 
     @property

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from penstock.engine.plan import Admission, StepPlan, frozen_array
+from penstock.engine.plan import Admission, DraftStats, StepPlan, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
 from penstock.engine.step_budget import StepBudget
@@ -31,21 +31,23 @@ _NO_ROWS = np.empty(0, np.int32)
 class DraftSource(Protocol):
     """Who knows what requests may go on with (`penstock.engine.speculation.Speculation`)."""
 
+    stats: DraftStats
+
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
-        """int32[R]: drafts for each slot of `rows`, 0 unless it wants (`demand`) one token, its last known."""
+        """int32[R]: drafts for each slot of `rows`; 0 unless it wants (`demand`) its last token only."""
         ...
 
     def proposal(self, slot: int) -> np.ndarray:
         """int32[n]: what was just proposed for the slot."""
         ...
 
-    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray) -> None:
+    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
         """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
         ...
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
-        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host; None
-        if it was planned ahead."""
+        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
+        None if it was planned ahead."""
         ...
 
 

@@ -17,32 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from penstock.config import SpeculationSettings
 from penstock.decoding.drafting.drafter import NOTHING, HostDrafter, Proposal
-from penstock.decoding.drafting.ngram import NgramDrafter
-from penstock.decoding.drafting.suffix import SuffixDrafter
 from penstock.engine.draft_length import DraftLengths, Trials
-from penstock.engine.plan import StepPlan
+from penstock.engine.plan import DraftStats, StepPlan
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
 
 PATIENCE = 4  # steps without a draft after which a request decodes plainly
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
-
-
-def make_speculation(table: RequestTable, settings: SpeculationSettings) -> Speculation:
-    """The drafter that the settings name, over the engine's requests."""
-    drafter: HostDrafter = NgramDrafter() if settings.method == "ngram" else SuffixDrafter()
-    return Speculation(table, drafter, settings.k, settings.adaptive)
-
-
-class SpeculationStats:
-    """Counters since the start. accepted[i]: drafts in place i (from 0) that were right."""
-
-    def __init__(self, k: int) -> None:
-        self.steps = 0  # of a request, with drafts
-        self.drafted = 0
-        self.accepted = [0] * k
 
 
 class _Drafted:
@@ -68,7 +50,7 @@ class Speculation:
         self._k = k
         self._lengths = DraftLengths(adaptive)
         self._drafted: list[_Drafted | None] = [None] * len(table.occupant)
-        self.stats = SpeculationStats(k)
+        self.stats = DraftStats(accepted=[0] * k)
 
     # ------------------------------------------------------------------ a resource
 
@@ -144,9 +126,14 @@ class Speculation:
 
     # ------------------------------------------------------------------ what came of them
 
-    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray) -> None:
+    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
         """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
         assert plan.draft_counts is not None
+        cost = self._lengths.cost
+        if device_s > 0.0 and (plan.counts - plan.draft_counts == 1).all():
+            plain_s = cost.seconds(plan.num_rows)
+            gained = float(accepted[live].sum()) / plan.num_rows
+            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s
         for row in np.flatnonzero(live & (plan.draft_counts > 0)).tolist():
             drafted = self._drafted[int(plan.slots[row])]
             count, right = int(plan.draft_counts[row]), int(accepted[row])
@@ -156,15 +143,12 @@ class Speculation:
                 self.stats.accepted[place] += 1
             if drafted is None:  # preempted meanwhile
                 continue
-            request = drafted.request
-            request.draft_steps += 1
-            request.drafted_tokens += count
-            request.accepted_tokens += right
+            drafted.request.drafts = (count, right)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
-        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host; None
-        if it was planned ahead."""
+        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
+        None if it was planned ahead."""
         self._lengths.cost.observe(tokens, device_s)
         if host_s is not None and device_s > 0.0:
             self._lengths.cost.observe_host(host_s)
