@@ -1,4 +1,4 @@
-"""Drafts change what a step costs, never what is drawn; and acceptance itself, which equality doesn't show."""
+"""Drafts change what a step costs, never what is drawn. And acceptance, which equality does not show."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def _plain(model: Path, fields: dict[str, Any], backend: str = "cpu") -> list[An
 
 
 def _engine(model: Path, speculation: dict[str, Any], **settings: Any) -> TokenEngine:
-    return TokenEngine(
-        model, speculation={"k": K, "adaptive": False, **speculation}, **{**SIZES, **settings}
-    )
+    return TokenEngine(model, speculation={"k": K, "adaptive": False, **speculation}, **{**SIZES, **settings})
 
 
 def _all_at_once(engine: TokenEngine, fields: dict[str, Any], name: str = "") -> list[Answer]:
