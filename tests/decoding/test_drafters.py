@@ -280,6 +280,17 @@ def test_suffix_draws_on_finished_outputs() -> None:
         assert drafter.propose(2, 8) == NOTHING
 
 
+def test_suffix_goes_on_where_most_outputs_end() -> None:
+    """Red if the end of a text counts as what follows: two outputs end where the third goes on."""
+    drafter = SuffixDrafter(max_spec_factor=8)
+    for output in ([1, 2], [1, 2], [1, 2, 3]):
+        drafter.admit(0, int32([5]), "", 1)
+        drafter.extend(0, output)
+        drafter.release(0, finished=True)
+    drafter.admit(0, int32([1]), "")
+    assert drafter.propose(0, 8).tokens == [2, 3]
+
+
 def test_copying_is_accepted() -> None:
     """Red if a text that repeats the prompt is not drafted almost entirely."""
     tokens = real_tokens()[:1500]
