@@ -1,9 +1,10 @@
 // Linear layers with quantized weights by tiles (simd/tiles.h): of 16 rows or more, 16 rows times one panel at once.
 // The floats of each row are those of ByRows, in the same order, so the bits are too.
 //
-// What takes the time is the fold of the sums into floats, not the products: of one group of 32 inputs these are 16
-// cycles, the fold of 16 rows is 64 operations on two ports (Q4), a load of sums and two of scales a row. Hence
-// scales wait beside the bytes, made once for all rows of a block, and sums are two groups ahead.
+// What should take the time (by the manuals; never timed) is the fold of the sums into floats, not the products: of one
+// group of 32 inputs these are 16 cycles, the fold of 16 rows of Q4 is 64 operations on two ports beside a store of
+// the sums, loads of them and of two scales a row. Hence scales wait beside the bytes, made once for all rows of a
+// block, and sums are two groups ahead.
 
 constexpr int kBlockRows = 128;   // rows that meet a slice's bytes: their floats are on the stack
 constexpr int kSliceGroups = 32;  // groups unpacked at once, 20 KB: they stay in the first level of cache
