@@ -3,8 +3,14 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "core/self_test.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -25,6 +31,13 @@ class Sets {
     const bool present = missing.empty();
     const std::string reason = present ? (found.empty() ? "runs anywhere" : "found" + found) : "missing" + missing;
     sets_.push_back({name, present ? kernels() : nullptr, reason});
+  }
+  // The set added last is left out if its products are not those of `sure`: one that was never run on hardware.
+  void compare_last(const KernelTable* (*sure)()) {
+    InstructionSet& last = sets_.back();
+    if (!last.kernels || same_products(*last.kernels, *sure())) return;
+    last.kernels = nullptr;
+    last.reason = "left out: self-test failed";
   }
   // One that this build has no kernels for.
   void leave_out(const char* name) { sets_.push_back({name, nullptr, "left out: the compiler did not know it"}); }
@@ -48,6 +61,24 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
+// Bit of cpuid 7's edx: 24 AMX-TILE, 25 AMX-INT8.
+[[maybe_unused]] bool has_amx(int bit) {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> bit & 1);
+}
+// Whether the system saves tiles, and lets this process use them: asked once, for all its threads.
+[[maybe_unused]] bool may_use_tiles() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // no XGETBV
+  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return (a >> 17 & 3) == 3 && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // __builtin_cpu_supports asks the processor, and by XGETBV whether the system saves the registers.
 void detect(Sets& sets) {
   __builtin_cpu_init();
@@ -56,6 +87,15 @@ void detect(Sets& sets) {
                           {"avx512vl", bool(__builtin_cpu_supports("avx512vl"))},
                           {"avx512dq", bool(__builtin_cpu_supports("avx512dq"))},
                           {"avx512_vnni", bool(__builtin_cpu_supports("avx512vnni"))}};
+#if defined(PENSTOCK_WITH_AMX) && defined(PENSTOCK_WITH_AVX512)
+  const bool tiles = has_amx(24), int8 = has_amx(25);
+  sets.add("amx", amx_kernels,
+           {wide[0], wide[1], wide[2], wide[3], wide[4], {"amx_tile", tiles}, {"amx_int8", int8},
+            {"tile_permission", tiles && int8 && may_use_tiles()}});
+  sets.compare_last(avx512_kernels);
+#else
+  sets.leave_out("amx");
+#endif
 #if defined(PENSTOCK_WITH_AVX512_BF16)
   // Intel has the instruction at half the rate of FMA over widened values; AMD at twice it.
   sets.add("avx512_bf16", avx512_bf16_kernels,

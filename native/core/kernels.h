@@ -121,6 +121,7 @@ struct KernelTable {
 constexpr int partial_floats(int head_dim) { return head_dim + 2; }
 
 // Those that the compiler and the architecture have (CMakeLists.txt, core/cpu.cpp).
+const KernelTable* amx_kernels();
 const KernelTable* avx512_bf16_kernels();
 const KernelTable* avx512_kernels();
 const KernelTable* avxvnni_kernels();

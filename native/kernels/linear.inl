@@ -139,12 +139,17 @@ inline void tile_of(int rows, const Weight& w, const Activations& a, const uint8
   if constexpr (M > 1) tile_of<M - 1>(rows, w, a, panel, ahead, out);
 }
 
-// Rows [first, first + rows), rows <= kTileRows, times one panel -> out [rows][16].
-inline void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
-  const bool ahead = args.prefetch && first == 0;
-  const uint8_t* lines = args.weight->panel(panel, args.expert);
-  tile_of(rows, *args.weight, args.input.row(first), lines, ahead, out);
-}
+// How a product is made, as the way through rows and panels below sees it: up to kRows rows at once times one panel.
+struct ByRows {
+  static constexpr int kRows = kTileRows;
+
+  // Rows [first, first + rows) -> out [rows][16].
+  static void product(const LinearArgs& args, int panel, int first, int rows, float* out) {
+    const bool ahead = args.prefetch && first == 0;
+    const uint8_t* lines = args.weight->panel(panel, args.expert);
+    tile_of(rows, *args.weight, args.input.row(first), lines, ahead, out);
+  }
+};
 
 inline f32 load_bias(const float* bias, int column, int count) {
   return bias ? load_n(bias + column, count) : zero();
@@ -152,62 +157,65 @@ inline f32 load_bias(const float* bias, int column, int count) {
 
 // emit(row, column, count, 16 values with the bias added), tile by tile: all rows with as many panels as stay in
 // the first level of cache beside a tile of rows.
-template <typename Emit>
+template <typename Way, typename Emit>
 inline void each_tile(const LinearArgs& args, Emit emit) {
-  alignas(64) float out[kTileRows * kPanel];
+  alignas(64) float out[Way::kRows * kPanel];
   const Weight& w = *args.weight;
   const int most = w.panel_stride < kPanelBytes ? int(kPanelBytes / w.panel_stride) : 1;
   for (int begin = args.first, end; begin < args.last; begin = end) {
     end = args.last - begin < most ? args.last : begin + most;
-    for (int first = 0; first < args.rows; first += kTileRows) {
-      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
+    for (int first = 0; first < args.rows; first += Way::kRows) {
+      const int rows = args.rows - first < Way::kRows ? args.rows - first : Way::kRows;
       for (int panel = begin; panel < end; ++panel) {
         const int column = panel * kPanel;
         const int count = w.n - column < kPanel ? w.n - column : kPanel;
         const f32 bias = load_bias(args.bias, column, count);
-        product(args, panel, first, rows, out);
+        Way::product(args, panel, first, rows, out);
         for (int r = 0; r < rows; ++r) emit(first + r, column, count, add(load(out + r * kPanel), bias));
       }
     }
   }
 }
 
+template <typename Way>
 inline void linear(const LinearArgs& args) {
   const f32 scale = set1(args.scale);
   if (args.softcap != 0.0f) {
     const f32 cap = set1(args.softcap), inverse = set1(1.0f / args.softcap);
-    each_tile(args, [&](int row, int column, int count, f32 y) {
+    each_tile<Way>(args, [&](int row, int column, int count, f32 y) {
       y = mul(cap, tanh(mul(mul(y, scale), inverse)));
       store_n(args.out + row * args.out_stride + column, y, count);
     });
     return;
   }
-  each_tile(args, [&](int row, int column, int count, f32 y) {
+  each_tile<Way>(args, [&](int row, int column, int count, f32 y) {
     store_n(args.out + row * args.out_stride + column, mul(y, scale), count);
   });
 }
 
+template <typename Way>
 inline void linear_add(const LinearArgs& args) {
   const f32 scale = set1(args.scale);
-  each_tile(args, [&](int row, int column, int count, f32 y) {
+  each_tile<Way>(args, [&](int row, int column, int count, f32 y) {
     float* x = args.out + row * args.out_stride + column;
     store_n(x, fma(y, scale, load_n(x, count)), count);
   });
 }
 
 // Panels gate, up, gate, up -> 32 hidden features, quantized where they are made.
+template <typename Way>
 inline void linear_gated(const LinearArgs& args) {
-  alignas(64) float gates[kTileRows * kPanel], ups[kTileRows * kPanel];
-  alignas(64) float first_half[kTileRows * kPanel];
+  alignas(64) float gates[Way::kRows * kPanel], ups[Way::kRows * kPanel];
+  alignas(64) float first_half[Way::kRows * kPanel];
   const int size = args.weight->n / 2;
   for (int unit = args.first; unit < args.last; unit += 4) {
-    for (int first = 0; first < args.rows; first += kTileRows) {
-      const int rows = args.rows - first < kTileRows ? args.rows - first : kTileRows;
+    for (int first = 0; first < args.rows; first += Way::kRows) {
+      const int rows = args.rows - first < Way::kRows ? args.rows - first : Way::kRows;
       for (int half = 0; half < 2; ++half) {
         const int column = (unit / 2 + half) * kPanel;
         const int left = size - column, count = left < 0 ? 0 : left < kPanel ? left : kPanel;
-        product(args, unit + 2 * half, first, rows, gates);
-        product(args, unit + 2 * half + 1, first, rows, ups);
+        Way::product(args, unit + 2 * half, first, rows, gates);
+        Way::product(args, unit + 2 * half + 1, first, rows, ups);
         const f32 gate_bias = load_bias(args.bias, column, count);
         const f32 up_bias = args.bias ? load_n(args.bias + size + column, count) : zero();
         for (int r = 0; r < rows; ++r) {

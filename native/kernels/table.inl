@@ -11,9 +11,9 @@ constexpr KernelTable make_table(const char* name) {
   table.quantize = quantize;
   table.quantize_row = quantize_row;
   table.add = add_entry;
-  table.linear = linear;
-  table.linear_add = linear_add;
-  table.linear_gated = linear_gated;
+  table.linear = linear<ByRows>;
+  table.linear_add = linear_add<ByRows>;
+  table.linear_gated = linear_gated<ByRows>;
   table.rotate = rotate;
   table.attend = attend;
   table.merge = merge;

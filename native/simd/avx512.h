@@ -174,6 +174,12 @@ inline i32 bf16_bits(f32 a) {
   return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), nearest, quiet);
 }
 
+inline void store_line(void* p, i32 a) { _mm512_storeu_si512(p, a); }
+// Every byte less Amount, modulo 256.
+template <int Amount>
+inline i32 minus_bytes(i32 line) {
+  return _mm512_sub_epi8(line, _mm512_set1_epi8(char(Amount)));
+}
 inline void store_line_n(void* p, i32 a, int n) { _mm512_mask_storeu_epi32(p, __mmask16((1u << n) - 1), a); }
 
 #if defined(__AVX512BF16__)

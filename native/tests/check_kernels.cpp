@@ -60,26 +60,6 @@ std::unique_ptr<Packed> float_weight(Format format, int n, int k, Random& random
   return packed;
 }
 
-// Rows as floats and as int8.
-struct Rows {
-  std::vector<float> f, scale, sum;
-  std::vector<int8_t> q;
-  std::vector<int32_t> start, half;
-  Activations view;
-
-  Rows(int rows, int k, int fine = 0) {
-    const int64_t groups = ((k + 63) / 64 + fine) * 2;
-    f.resize(size_t(rows) * k);
-    q.resize(rows * groups * kGroup);
-    scale.resize(rows * groups), sum.resize(rows * groups);
-    start.resize(rows * groups), half.resize(2 * rows * groups);
-    view.f = f.data(), view.f_stride = k;
-    view.q = q.data(), view.q_stride = groups * kGroup;
-    view.scale = scale.data(), view.sum = sum.data(), view.start = start.data(), view.half = half.data();
-    view.s_stride = groups;
-  }
-};
-
 // `fine`: pairs whose rest is held too.
 void check_product(const InstructionSet& set, const char* name, const Packed& packed, Random random,
                    const std::vector<uint16_t>& fine = {}) {

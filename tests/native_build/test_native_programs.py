@@ -75,6 +75,15 @@ def test_every_set_computes_what_plain_loops_do(digests: dict[tuple[str, str], s
     same_where_fused(digests, {"portable"})
 
 
+def test_tiles_make_the_bits_of_dot_products(released: Path) -> None:
+    """Red if a product by AMX's tiles, emulated or real, differs in a bit from the AVX-512 kernels', or its
+    self-test would not see that."""
+    found = run(released / "check_tiles")
+    if not found:
+        pytest.skip("needs AVX-512 with VNNI")
+    assert ("amx_emulated", "q4") in found and ("amx_emulated", "q4_group") in found
+
+
 def test_avx_vnni_by_its_other_encoding(tmp_path: Path, digests: dict[tuple[str, str], str]) -> None:
     """Red if the AVX-VNNI kernels are wrong: AVX-512 has the same 256-bit operation in another encoding."""
     if ("avx512", "q4_1") not in digests:
@@ -91,11 +100,13 @@ def test_avx_vnni_by_its_other_encoding(tmp_path: Path, digests: dict[tuple[str,
 
 
 def test_addresses(tmp_path: Path) -> None:
-    """Red if a kernel or the executor touches a byte beyond its rows, weights, pages or scratch."""
-    settings = ("-DPENSTOCK_SANITIZE=address", "-DPENSTOCK_KERNEL_OPTIMIZATION=-O1")
-    folder = build(tmp_path, *settings, "-DPENSTOCK_ONLY=portable;avx2;avx512;dotprod")
+    """Red if a kernel or the executor touches a byte beyond its rows, weights, pages or scratch, indexes out
+    of bounds or shifts too far. Not all of "undefined": GCC's headers of vectors add what may wrap."""
+    settings = ("-DPENSTOCK_SANITIZE=address,bounds,shift", "-DPENSTOCK_KERNEL_OPTIMIZATION=-O1")
+    folder = build(tmp_path, *settings, "-DPENSTOCK_ONLY=portable;avx2;avx512;amx_emulated;dotprod")
     for program in PROGRAMS:
         assert run(folder / program)
+    run(folder / "check_tiles")
 
 
 def test_undefined_behaviour(tmp_path: Path) -> None:
@@ -185,7 +196,7 @@ def test_integer_products_stay_in_registers(released: Path) -> None:
     too: four rows with that were measured faster than three or two without."""
     seen = set()
     for name, path in objects(released):
-        if not name.startswith("avx"):
+        if not name.startswith(("avx", "amx")):
             continue
         for function, body in inner_loops(path):
             if not re.search(r"tile_q[48]<|::product\(|::linear", function):
@@ -196,6 +207,22 @@ def test_integer_products_stay_in_registers(released: Path) -> None:
             )
             if dots >= 8:
                 seen.add(name)
-                most = dots * (0.3 if name.startswith("avx512") else 1.1)
+                most = dots * (0.3 if name.startswith(("avx512", "amx")) else 1.1)
                 assert traffic <= most, (name, function, dots, traffic)
     assert seen
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs binutils")
+def test_folds_of_tiles_stay_in_registers(released: Path) -> None:
+    """Red if the floats of a tile's 16 rows have outgrown the registers: the fold is what takes the time."""
+    paths = [path for name, path in objects(released) if name == "amx"]
+    if not paths:
+        pytest.skip("the compiler does not know AMX")
+    seen = 0
+    for function, body in inner_loops(paths[0]):
+        if "fold_steps" not in function or sum(op.startswith("vfmadd") for op, _ in body) < 16:
+            continue
+        seen += 1
+        kept = [a for op, a in body if op.startswith("vmov") and re.search(r"zmm\d+,.*\(%r[sb]p", a)]
+        assert not kept, (function, kept)
+    assert seen >= 4
