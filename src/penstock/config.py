@@ -85,6 +85,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenant_weights: Annotated[
         dict[str, float], Meta(description="share of tokens per tenant under contention; 1 where absent")
     ] = {}
+    thinking_stop_sentence: Annotated[
+        str,
+        Meta(description="last words of reasoning that a thinking budget ends; part of the budget"),
+    ] = ""
     speculation: Annotated[dict[str, Any] | None, Meta(description="drafter; None: off")] = None
 
     def __post_init__(self) -> None:

@@ -190,7 +190,7 @@ def test_extensions():
         prompt_cache_key="k",
         priority=-1,
         reasoning_effort="low",
-        chat_template_kwargs={"enable_thinking": False},
+        chat_template_kwargs={"enable_thinking": True},
         return_token_ids=True,
         stop="one",
         bad_words=["x"],
@@ -199,7 +199,7 @@ def test_extensions():
     )
     assert parsed.cache == CachePolicy(salt="s", key="k")
     assert parsed.priority == -1
-    assert parsed.template_args == {"enable_thinking": False, "reasoning_effort": "low"}
+    assert parsed.template_args == {"enable_thinking": True, "reasoning_effort": "low"}
     assert parsed.extra == {"return_token_ids": True}
     assert parsed.sampling.stop == ("one",)
     assert parsed.sampling.logit_bias == {50256: -100.0}
