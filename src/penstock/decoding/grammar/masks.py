@@ -142,9 +142,9 @@ class GrammarMasks:
             self._fresh.add(slot)
 
     def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, None  # what it raises is raised once
+        if pending is not None:
+            pending.result()
 
 
 def _takes_all(matcher: Matcher, tokens: Sequence[int]) -> bool:
