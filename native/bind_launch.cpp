@@ -2,12 +2,14 @@
 #include "bind_launch.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 
@@ -43,7 +45,9 @@ nb::object to_numpy(const std::vector<T>& values, Size... shape) {
 
 std::shared_ptr<Launch> launch(StepQueue& queue, const Array<int32_t, 1>& slots, const Array<int32_t, 1>& starts,
                                const Array<int32_t, 1>& counts, const Array<bool, 1>& samples, int window,
-                               const std::vector<Write>& writes, bool attended, bool held) {
+                               const std::vector<Write>& writes, bool attended, bool held,
+                               const std::optional<Array<int32_t, 1>>& draft_counts,
+                               const std::optional<Array<int32_t, 1>>& drafts) {
   const size_t rows = slots.shape(0);
   require(starts.shape(0) == rows && counts.shape(0) == rows && samples.shape(0) == rows,
           "arrays of different lengths");
@@ -51,22 +55,25 @@ std::shared_ptr<Launch> launch(StepQueue& queue, const Array<int32_t, 1>& slots,
   plan.slots = copy<int32_t>(slots), plan.starts = copy<int32_t>(starts), plan.counts = copy<int32_t>(counts);
   plan.samples = copy<uint8_t>(samples);
   plan.window = window;
+  if (draft_counts && drafts) {
+    plan.draft_counts = copy<int32_t>(*draft_counts), plan.drafts = copy<int32_t>(*drafts);
+  }
   for (const auto& [slot, group, first, blocks] : writes) {
     plan.writes.push_back({slot, group, first, copy<int32_t>(blocks)});
   }
   return queue.launch(std::move(plan), attended, held);
 }
 
-// (seconds, broken rows) of a step, its tokens in `tokens`; None if it never runs.
+// (seconds, broken rows) of a step, its tokens in `tokens` [rows * (1 + most drafts)]; None if it never runs.
 nb::object wait(Launch& self, int index, const Out<int32_t, 1>& tokens) {
   require(index >= 0 && index < self.plan.window, "the launch has no such step");
-  require(tokens.shape(0) == self.plan.slots.size(), "tokens [rows] have another length");
   const StepOutput* output;
   {
     nb::gil_scoped_release release;
     output = self.wait(index);
   }
   if (!output) return nb::none();
+  require(tokens.shape(0) == output->tokens.size(), "tokens have another length");
   std::copy(output->tokens.begin(), output->tokens.end(), tokens.data());
   return nb::make_tuple(output->seconds, output->broken);
 }
@@ -76,17 +83,6 @@ nb::object logprobs(Launch& self, int index) {
   const size_t n = output.logprob_rows.size(), k = size_t(output.k);
   return nb::make_tuple(to_numpy(output.logprob_rows, n), to_numpy(output.chosen, n), to_numpy(output.ids, n, k),
                         to_numpy(output.values, n, k));
-}
-
-void set_tokens(Launch& self, const Array<int32_t, 1>& rows, const Array<int32_t, 1>& tokens) {
-  require(self.held, "the tokens of a step that is not held");
-  require(rows.shape(0) == tokens.shape(0), "arrays of different lengths");
-  StepOutput& output = self.output(0);
-  for (size_t i = 0; i < rows.shape(0); ++i) {
-    require(rows.data()[i] >= 0 && size_t(rows.data()[i]) < output.tokens.size(), "no such row");
-    output.tokens[size_t(rows.data()[i])] = tokens.data()[i];
-    output.broken += tokens.data()[i] == kBroken;
-  }
 }
 
 }  // namespace
@@ -101,11 +97,10 @@ void bind_launch(nb::module_& m) {
       .def("fail", &Launch::fail, "message"_a)
       .def("release", &Launch::release)
       .def("logprobs", &logprobs, "index"_a)
-      .def("head_rows", [](Launch& self) { return to_numpy(self.output(0).head_rows, self.plan.slots.size()); })
-      .def("set_tokens", &set_tokens, "rows"_a, "tokens"_a);
+      .def("head_rows", [](Launch& self) { return to_numpy(self.output(0).head_rows, self.plan.slots.size()); });
   nb::class_<StepQueue>(m, "StepQueue")
       .def("launch", &launch, "slots"_a, "starts"_a, "counts"_a, "samples"_a, "window"_a, "writes"_a, "attended"_a,
-           "held"_a)
+           "held"_a, "draft_counts"_a.none() = nb::none(), "drafts"_a.none() = nb::none())
       .def("next", &StepQueue::next, nb::call_guard<nb::gil_scoped_release>())
       .def("write", &StepQueue::write, "launch"_a)
       .def("admit",

@@ -188,9 +188,10 @@ class Engine {
   std::unique_ptr<StepQueue> step_queue(SamplerTable* sampler, const Out<int32_t, 2>& tokens,
                                         const std::vector<Out<int32_t, 2>>& tables, const Out<float, 2>& logits) {
     const size_t slots = tokens.shape(0);
-    require(logits.shape(0) == slots && int(logits.shape(1)) == executor_.program().vocab,
-            "logits [slots, vocab] have another shape");
-    RequestMemory memory{tokens.data(), int64_t(tokens.shape(1)), {}, {}, logits.data(), int(slots)};
+    require(logits.shape(0) >= slots && int(logits.shape(1)) == executor_.program().vocab,
+            "logits [slots or more, vocab] have another shape");
+    RequestMemory memory{tokens.data(), int64_t(tokens.shape(1)), {}, {}, logits.data(), int64_t(logits.shape(0)),
+                         int(slots)};
     for (const auto& table : tables) {
       require(table.shape(0) == slots, "tables [slots, blocks] have another shape");
       memory.tables.push_back(table.data());

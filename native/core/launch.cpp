@@ -90,13 +90,23 @@ StepQueue::StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory me
 
 void StepQueue::check(const LaunchPlan& plan) const {
   require(plan.window >= 1, "a launch of no steps");
+  require(plan.draft_counts.empty() || (plan.draft_counts.size() == plan.slots.size() && plan.window == 1),
+          "drafts of other rows, or in a window");
+  int64_t logits = 0, drafts = 0;
   for (size_t r = 0; r < plan.slots.size(); ++r) {
     const int64_t length = int64_t(plan.starts[r]) + plan.counts[r];
     require(plan.slots[r] >= 0 && plan.slots[r] < memory_.slots, "no such slot");
     require(plan.starts[r] >= 0 && plan.counts[r] > 0, "a row without tokens");
     require(length + (plan.samples[r] ? 1 : 0) <= memory_.longest, "a row longer than the request table");
     require(plan.window == 1 || (plan.samples[r] && plan.counts[r] <= plan.window), "a row that no window holds");
+    const int32_t drafted = plan.draft_counts.empty() ? 0 : plan.draft_counts[r];
+    require(drafted >= 0 && drafted < plan.counts[r] && (drafted == 0 || plan.samples[r]),
+            "a row with drafts but without the token before them");
+    logits += plan.samples[r] ? 1 + drafted : 0;
+    drafts += drafted;
   }
+  require(drafts == int64_t(plan.drafts.size()), "drafts that are not those of the rows");
+  require(logits <= memory_.logit_rows, "more rows to draw from than there is room for logits");
   for (const TableWrite& write : plan.writes) {
     require(write.slot >= 0 && write.slot < memory_.slots && write.group >= 0 &&
                 write.group < int(memory_.tables.size()) && write.first >= 0 &&
@@ -188,20 +198,26 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
   const LaunchPlan& plan = launch.plan;
   const int vocab = executor_->program().vocab;
   for (auto* list : {&index_, &starts_, &counts_, &tokens_, &head_rows_, &rows_, &logit_rows_, &drawn_slots_,
-                     &positions_}) {
+                     &positions_, &drafts_}) {
     list->clear();
   }
   const size_t rows = plan.slots.size();
-  output.tokens.assign(rows, kNotDrawn);
+  for (int32_t count : plan.draft_counts) output.width = std::max(output.width, count + 1);
+  output.tokens.assign(rows * size_t(output.width), kNotDrawn);
   output.head_rows.assign(rows, -1);
+  const int32_t* drafts = plan.drafts.data();
   for (size_t r = 0; r < rows; ++r) {
     const int32_t slot = plan.slots[r];
     const SlotState& state = slots_[size_t(slot)];
     const bool single = plan.window == 1;
+    const int32_t drafted = plan.draft_counts.empty() ? 0 : plan.draft_counts[r];
+    const int32_t* own = drafts;
+    drafts += drafted;
     // One that Python attends may ask for logits of any of its tokens afterwards: all stay in their places.
     if ((state.ended && !launch.held) || (!single && step >= plan.counts[r])) continue;
     const int32_t start = plan.starts[r] + step, count = single ? plan.counts[r] : 1;
-    const int32_t* tokens = memory_.tokens + slot * memory_.longest + start;
+    int32_t* tokens = memory_.tokens + slot * memory_.longest + start;
+    std::copy(own, own + drafted, tokens + count - drafted);
     for (int i = 0; i < count; ++i) {
       if (tokens[i] < 0 || tokens[i] >= vocab) {
         throw std::invalid_argument("slot " + std::to_string(slot) + ", position " + std::to_string(start + i) +
@@ -215,55 +231,73 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
     tokens_.insert(tokens_.end(), tokens, tokens + count);
     if (!plan.samples[r]) continue;
     output.head_rows[r] = int32_t(head_rows_.size());
-    if (start + count >= state.host_upto) {
-      rows_.push_back(int32_t(r));
-      logit_rows_.push_back(int32_t(head_rows_.size()));
-      drawn_slots_.push_back(slot);
-      positions_.push_back(start + count);
+    const int32_t first = start + count - drafted;
+    for (int32_t i = 0; i <= drafted; ++i) {
+      const int32_t position = first + i;
+      if (first >= state.host_upto) {
+        rows_.push_back(int32_t(r));
+        logit_rows_.push_back(int32_t(head_rows_.size()));
+        drawn_slots_.push_back(slot);
+        positions_.push_back(position);
+        drafts_.push_back(i < drafted ? own[i] : kNotDrawn);
+      }
+      head_rows_.push_back(int32_t(tokens_.size()) - 1 - drafted + i);
     }
-    head_rows_.push_back(int32_t(tokens_.size()) - 1);
   }
   return !index_.empty();
 }
 
-// Tokens of the rows that need nothing of the host, into the request table and `output`.
+// Tokens of the rows that need nothing of the host, into the request table and `output`. A plain row's token
+// depends on its logits and its place alone: those after a draft that turns out wrong are drawn for nothing.
 void StepQueue::draw(const Launch& launch, StepOutput& output) {
   const int n = int(rows_.size());
   drawn_.resize(size_t(n));
   sampler_->sample(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
                    positions_.data(), nullptr, n, drawn_.data());
-  for (size_t i = 0; i < size_t(n); ++i) {
-    SlotState& state = slots_[size_t(drawn_slots_[i])];
-    int32_t token = drawn_[i];
-    output.tokens[size_t(rows_[i])] = token < 0 ? kBroken : token;
-    if (token < 0) {
-      state.ended = true;
-      ++output.broken;
-      continue;
+  for (size_t i = 0; i < size_t(n);) {
+    const int32_t row = rows_[i];
+    bool follows = true;
+    for (int column = 0; i < size_t(n) && rows_[i] == row; ++i, ++column) {
+      if (!follows) continue;
+      output.tokens[size_t(row) * size_t(output.width) + size_t(column)] = drawn_[i] < 0 ? kBroken : drawn_[i];
+      follows = keep(drawn_[i], int32_t(i), positions_[i], launch, output) && drawn_[i] == drafts_[i];
     }
-    memory_.tokens[drawn_slots_[i] * memory_.longest + positions_[i]] = token;
-    const bool stops = std::find(state.stops.begin(), state.stops.end(), token) != state.stops.end();
-    state.ended |= stops && positions_[i] + 1 > state.min_known;
-    if (state.logprobs >= 0) output.logprob_rows.push_back(rows_[i]);
   }
   if (!output.logprob_rows.empty()) add_logprobs(output, launch);
+}
+
+// Token i of those drawn is what its request goes on with. False if it ends there.
+bool StepQueue::keep(int32_t token, int32_t i, int32_t position, const Launch& launch, StepOutput& output) {
+  const int32_t row = rows_[size_t(i)], slot = launch.plan.slots[size_t(row)];
+  SlotState& state = slots_[size_t(slot)];
+  if (token < 0) {
+    state.ended = true;
+    ++output.broken;
+    return false;
+  }
+  memory_.tokens[slot * memory_.longest + position] = token;
+  if (state.logprobs >= 0) output.logprob_rows.push_back(row), output.logprob_places.push_back(logit_rows_[size_t(i)]);
+  const bool stops = std::find(state.stops.begin(), state.stops.end(), token) != state.stops.end();
+  state.ended |= stops && position + 1 > state.min_known;
+  return !state.ended;
 }
 
 void StepQueue::add_logprobs(StepOutput& output, const Launch& launch) {
   const size_t n = output.logprob_rows.size();
   const int vocab = executor_->program().vocab;
-  std::vector<int32_t> rows, tokens, ks;
-  for (int32_t r : output.logprob_rows) {
-    rows.push_back(output.head_rows[size_t(r)]);
-    tokens.push_back(output.tokens[size_t(r)]);
-    ks.push_back(std::min(slots_[size_t(launch.plan.slots[size_t(r)])].logprobs, vocab));
+  std::vector<int32_t> tokens, ks;
+  for (size_t i = 0; i < n; ++i) {
+    const size_t row = size_t(output.logprob_rows[i]);
+    const int32_t column = output.logprob_places[i] - output.head_rows[row];
+    tokens.push_back(output.tokens[row * size_t(output.width) + size_t(column)]);
+    ks.push_back(std::min(slots_[size_t(launch.plan.slots[row])].logprobs, vocab));
   }
   output.k = *std::max_element(ks.begin(), ks.end());
   output.chosen.resize(n);
   output.ids.resize(n * size_t(output.k));
   output.values.resize(n * size_t(output.k));
   const auto sound = std::make_unique<bool[]>(n);  // all are: a token was drawn from them
-  sampler_->logprobs(memory_.logits, vocab, rows.data(), tokens.data(), ks.data(), int(n), output.k,
+  sampler_->logprobs(memory_.logits, vocab, output.logprob_places.data(), tokens.data(), ks.data(), int(n), output.k,
                      output.chosen.data(), output.ids.data(), output.values.data(), sound.get());
 }
 

@@ -33,20 +33,23 @@ struct TableWrite {
 
 // R rows; row r is the request in slots[r]. window 1: it computes counts[r] tokens from starts[r]. More: it
 // takes part in the first counts[r] <= window steps, computing one token in each, and draws after every one.
+// The last draft_counts[r] tokens that row r computes are `drafts` (row after row; both empty: none): it draws
+// after its last known token and after every draft that, with those before it, is what was drawn.
 struct LaunchPlan {
-  std::vector<int32_t> slots, starts, counts;
+  std::vector<int32_t> slots, starts, counts, draft_counts, drafts;
   std::vector<uint8_t> samples;
   int window = 1;
   std::vector<TableWrite> writes;
 };
 
 struct StepOutput {
-  std::vector<int32_t> tokens;  // [R]; kNotDrawn, kBroken
+  std::vector<int32_t> tokens;  // [R, width]; kNotDrawn, kBroken
+  int width = 1;                // most drafts of a row, and one
   double seconds = 0.0;         // that the step took
   int broken = 0;
-  std::vector<int32_t> head_rows;  // [R]: the row of logits of each row, -1
-  // Log-probabilities of the rows `logprob_rows` [n] that want them: chosen [n], ids and values [n, k].
-  std::vector<int32_t> logprob_rows, ids;
+  std::vector<int32_t> head_rows;  // [R]: the first row of logits of each row, -1
+  // Log-probabilities of tokens of rows `logprob_rows` [n] that want them: chosen [n], ids and values [n, k].
+  std::vector<int32_t> logprob_rows, logprob_places, ids;  // places: rows of logits
   std::vector<float> chosen, values;
   int k = 0;
 };
@@ -108,6 +111,7 @@ struct RequestMemory {
   std::vector<int32_t*> tables;
   std::vector<int64_t> widths;
   float* logits;
+  int64_t logit_rows;
   int slots;
 };
 
@@ -131,6 +135,7 @@ class StepQueue {
   void check(const LaunchPlan& plan) const;
   bool gather(const Launch& launch, int step, StepOutput& output);
   void draw(const Launch& launch, StepOutput& output);
+  bool keep(int32_t token, int32_t row, int32_t position, const Launch& launch, StepOutput& output);
   void add_logprobs(StepOutput& output, const Launch& launch);
 
   Executor* executor_;
@@ -143,10 +148,10 @@ class StepQueue {
   std::deque<std::shared_ptr<Launch>> queue_;
   bool closed_ = false;
 
-  // The step: rows that take part and their tokens; of the rows drawn here, their row in the plan, of logits,
-  // slot and the place that their token takes.
+  // The step: rows that take part and their tokens; of the tokens drawn here, their row in the plan, of logits,
+  // slot, the place that they take and the draft in that place, -1 behind the last.
   std::vector<int32_t> index_, starts_, counts_, tokens_, head_rows_;
-  std::vector<int32_t> rows_, logit_rows_, drawn_slots_, positions_, drawn_;
+  std::vector<int32_t> rows_, logit_rows_, drawn_slots_, positions_, drafts_, drawn_;
 };
 
 }  // namespace penstock

@@ -147,6 +147,19 @@ class TokenLogprob(Struct, frozen=True):
     top: tuple[TopLogprob, ...] = ()
 
 
+class SpeculationUsage(Struct, frozen=True):
+    """Steps that verified drafts, the drafts, and how many were right. Each step gave one token more."""
+
+    steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens of a step, the one behind the last right draft included."""
+        return 1 + self.accepted_tokens / self.steps if self.steps else 1.0
+
+
 class Usage(Struct, frozen=True):
     """Counts of tokens. `cached_tokens` is the part of prompt_tokens whose KV was reused."""
 
@@ -154,6 +167,7 @@ class Usage(Struct, frozen=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    speculation: SpeculationUsage | None = None  # None: no draft was verified
 
     @property
     def total_tokens(self) -> int:

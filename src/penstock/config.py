@@ -22,6 +22,21 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 
 
+class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who drafts tokens for the model to verify, and how many."""
+
+    method: Annotated[
+        Literal["ngram", "suffix"],
+        Meta(
+            description="ngram: what followed the last tokens before; suffix: also in answers of the tenant"
+        ),
+    ]
+    k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 8
+    adaptive: Annotated[
+        bool, Meta(description="fewer drafts, or none, where by the measured costs they do not pay")
+    ] = True
+
+
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One loaded model and how it is run."""
 
@@ -89,13 +104,14 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="last words of reasoning that a thinking budget ends; part of the budget"),
     ] = ""
-    speculation: Annotated[dict[str, Any] | None, Meta(description="drafter; None: off")] = None
+    speculation: Annotated[
+        SpeculationSettings | None,
+        Meta(description='drafter, such as {"method": "suffix", "k": 8}; None: off'),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size: {self.block_size} is not a power of two; use 16 or 32")
-        if self.speculation is not None:
-            raise ConfigError("speculation: no drafter is available yet; use None")
         for tenant, weight in self.tenant_weights.items():
             if not weight > 0:
                 raise ConfigError(f"tenant_weights.{tenant}: {weight} must be above 0")

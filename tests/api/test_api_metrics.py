@@ -119,7 +119,7 @@ def test_every_declared_series_is_fed_and_no_other():
     for observe in (subject.observe_ttft, subject.observe_itl, subject.observe_e2e, subject.observe_queue):
         observe("m", 0.1)
     subject.count_tokens("m", 1, 1, 1)
-    subject.engine("m", Progress(steps=1))
+    subject.engine("m", Progress(steps=1, accepted_tokens=(1,)))
     subject.engine_state("m", True, 0)
     families = {family.name: family for family in text_string_to_metric_families(subject.expose().decode())}
     fed = {name for name, family in families.items() if family.samples}

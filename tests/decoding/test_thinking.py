@@ -300,3 +300,21 @@ def test_calls_can_not_begin_in_reasoning_before_a_grammar(store):
         tokens = _answer_to_end(sampler, logits, _sampling(thinking=spec, grammar=FORMS[0]))
         assert HEAD not in tokens
         assert _matches(FORMS[0], _text(tokens[7:-1]))
+
+
+def test_what_must_come_is_taken_at_once_from_the_marker_on(store):
+    """Red if tokens that a grammar forces are taken in the middle of the reasoning, or out of order."""
+    form = spec_of_text("regex", "abc[0-9]", "regex")
+    spec = ThinkingSpec(starts=LONG[:1], ends=LONG[1:], budget=2, open=True, lead_in=tuple(encode("head")))
+    for sampler in _samplers(VOCAB, store):
+        sampling = _sampling(thinking=spec, grammar=form, temperature=0.0)
+        sampler.admit(0, np.array([1], np.int32), 1, sampling)
+        slots, logits = np.zeros(1, np.int32), np.zeros((1, VOCAB), np.float32)
+        for position in (1, 2):
+            assert sampler.take_forced(0) == []
+            sampler.sample(logits, slots, np.array([position], np.int32))
+        assert _text(sampler.take_forced(0)) == "</t>headabc"
+        assert sampler.row(0).known == 3 + len(encode("</t>headabc"))
+        short = msgspec.structs.replace(sampling, max_tokens=2)
+        sampler.admit(0, np.array([1, 1, 1], np.int32), 1, short)
+        assert sampler.take_forced(0) == []  # the answer is over

@@ -29,7 +29,9 @@ _PROMPT = st.builds(
 
 
 class CoreMachine(RuleBasedStateMachine):
-    rules = plans = preemptions = hits = windows = cuts = 0  # over all examples: what was exercised
+    rules = plans = preemptions = hits = windows = cuts = drafts = accepted = (
+        0  # over all examples: what was exercised
+    )
 
     @initialize(
         depth=st.integers(0, 1),
@@ -39,8 +41,10 @@ class CoreMachine(RuleBasedStateMachine):
         slots=st.integers(1, 6),
         budget=st.integers(3, 24),
         prefix_cache=st.booleans(),
+        drafts=st.sampled_from([0, 0, 1, 5]),
+        right_drafts=st.integers(0, 6),
     )
-    def build(self, depth, window, windows, spare_blocks, slots, budget, prefix_cache):
+    def build(self, depth, window, windows, spare_blocks, slots, budget, prefix_cache, drafts, right_drafts):
         layout = plan_layout([LayerKV(1, 1, window) for window in windows], block_size=4, itemsize=1)
         blocks = layout.blocks_for(36, (1 + depth) * budget) + spare_blocks  # one request always fits
         self.bench = CoreBench(
@@ -54,6 +58,8 @@ class CoreMachine(RuleBasedStateMachine):
             max_context=36,
             block_size=4,
             aging_s=2.0,
+            drafts=drafts,
+            right_drafts=right_drafts,
         )
         self.wanted: dict[str, tuple[str, list[int]]] = {}
         self.ended: set[str] = set()
@@ -140,6 +146,8 @@ class CoreMachine(RuleBasedStateMachine):
             CoreMachine.windows += sum(plan.window > 1 for plan in self.bench.device.plans)
             CoreMachine.cuts += self.bench.device.cuts
             CoreMachine.hits += self.bench.core.progress().cached_tokens
+            CoreMachine.drafts += self.bench.device.verified_drafts
+            CoreMachine.accepted += self.bench.device.accepted_drafts
 
     def _forget(self, request_id):
         self._check(request_id)
@@ -165,9 +173,11 @@ class CoreMachine(RuleBasedStateMachine):
 def test_any_life_of_requests_gives_the_oracles_tokens_for_2000_steps():
     """Red if scheduling, sharing, preemption, aborts or fairness change a token, lose one or leak a block."""
     CoreMachine.rules = CoreMachine.preemptions = CoreMachine.hits = CoreMachine.plans = 0
-    CoreMachine.windows = CoreMachine.cuts = 0
+    CoreMachine.windows = CoreMachine.cuts = CoreMachine.drafts = CoreMachine.accepted = 0
     run_state_machine_as_test(CoreMachine, settings=settings(max_examples=110, stateful_step_count=60))
     assert CoreMachine.rules >= 2000
     assert CoreMachine.plans >= 2000
     assert min(CoreMachine.preemptions, CoreMachine.hits) >= 15
     assert min(CoreMachine.windows, CoreMachine.cuts) >= 15
+    assert CoreMachine.drafts >= 200
+    assert 50 <= CoreMachine.accepted < CoreMachine.drafts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hash_device import HashDevice, expected_tokens
+from hash_device import HashDevice, HashDrafter, expected_tokens
 
+from penstock.config import SpeculationSettings
 from penstock.decoding.params import TokenSampling
 from penstock.engine.build import CoreShape, assemble_core
 from penstock.engine.messages import Delta, Submit, pack_tokens
@@ -30,8 +31,11 @@ class CoreBench:
         weights: dict[str, float] | None = None,
         aging_s: float = 30.0,
         stream: bool = True,
+        drafts: int = 0,
+        right_drafts: int = 3,
     ) -> None:
-        """`stream`: of the requests, unless they say it themselves."""
+        """`stream`: of the requests, unless they say it themselves. `drafts`: of a request in a step, each
+        wrong after `right_drafts` right ones."""
         layout = plan_layout([LayerKV(1, 1, window) for window in windows], block_size, itemsize=1)
         self.clock = VirtualClock()
         self.device = HashDevice(layout, num_blocks, num_slots, max_context, token_budget)
@@ -49,8 +53,10 @@ class CoreBench:
             namespace=b"test",
             aging_s=aging_s,
             tenant_weights=weights or {},
+            speculation=SpeculationSettings(method="ngram", k=drafts, adaptive=False) if drafts else None,
         )
-        self.core = assemble_core(shape, self.device, self._sink, self.clock)
+        self.drafter = HashDrafter(right_drafts) if drafts else None
+        self.core = assemble_core(shape, self.device, self._sink, self.clock, drafter=self.drafter)
         self._stream = stream
         self._serial = 0
 
@@ -79,6 +85,8 @@ class CoreBench:
         for _ in range(most_steps):
             if not self.core.has_work:
                 self.core.check_idle()
+                if self.drafter is not None:
+                    self.drafter.check_idle()
                 return
             self.core.step()
         raise AssertionError(f"still busy after {most_steps} steps")

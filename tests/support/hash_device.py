@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 from msgspec import Struct
 
+from penstock.decoding.drafting.drafter import Proposal
 from penstock.engine.plan import Pending, StepPlan, StepResult
 from penstock.kv.groups import KVLayout
 
@@ -44,6 +45,38 @@ def expected_tokens(
         if tokens[-1] in stop and len(tokens) - len(prompt) > min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+class HashDrafter:
+    """Proposes what the device will draw, with a wrong token after every `right` ones; how many changes."""
+
+    name = "hash"
+
+    def __init__(self, right: int) -> None:
+        self._right = right
+        self._tokens: dict[int, list[int]] = {}
+        self._asked = 0
+
+    def admit(self, slot: int, tokens: np.ndarray, tenant: str, prompt_len: int | None = None) -> None:
+        self._tokens[slot] = tokens.tolist()
+
+    def extend(self, slot: int, tokens: Sequence[int]) -> None:
+        self._tokens[slot].extend(tokens)
+
+    def propose(self, slot: int, most: int) -> Proposal:
+        self._asked += 1
+        tokens = list(self._tokens[slot])
+        for place in range(self._asked % (most + 1)):
+            wrong = (place + self._asked) % (self._right + 1) == self._right
+            tokens.append((chain(tokens)[-1] + wrong) % VOCAB)
+        drafts = tokens[len(self._tokens[slot]) :]
+        return Proposal(drafts, [1.0] * len(drafts), 1)
+
+    def release(self, slot: int, finished: bool = False) -> None:
+        del self._tokens[slot]
+
+    def check_idle(self) -> None:
+        assert not self._tokens, f"slots {sorted(self._tokens)} were not released"
 
 
 class HashStep:
@@ -97,6 +130,7 @@ class HashDevice:
         self._ended: set[int] = set()
         self._youngest = Window(1)
         self.plans: list[StepPlan] = []
+        self.verified_drafts = self.accepted_drafts = 0
         self.computed_tokens = 0
         self.cuts = self._waits = 0
         self.together = 0  # most steps that were ready at once
@@ -156,7 +190,29 @@ class HashDevice:
         for row in rows:
             start = int(plan.starts[row]) + index
             drawn[row] = self._row(plan, row, start, int(plan.counts[row]) if single else 1)
+        if plan.draft_counts is not None:
+            return StepResult(step=plan.step + index, tokens=self._verify(plan, drawn))
         return StepResult(step=plan.step + index, tokens=drawn)
+
+    def _verify(self, plan: StepPlan, first: np.ndarray) -> np.ndarray:
+        """The tokens of rows with drafts: each is what the hash of those before it gives."""
+        tokens = np.full((plan.num_rows, int(plan.draft_counts.max()) + 1), -1, np.int32)
+        tokens[:, 0] = first
+        for row in np.flatnonzero(plan.draft_counts).tolist():
+            slot, drafts = int(plan.slots[row]), plan.drafts_of(row).tolist()
+            self.verified_drafts += len(drafts)
+            position = int(plan.starts[row] + plan.counts[row]) - len(drafts)
+            ids, least = self._stops[slot]
+            for column in range(len(drafts) + 1):
+                token = chain(self._tokens[slot, : position + column].tolist())[-1] % VOCAB
+                tokens[row, column] = self._tokens[slot, position + column] = token
+                if token in ids and position + column + 1 > least:
+                    self._ended.add(slot)
+                    break
+                if column < len(drafts) and token != drafts[column]:
+                    break
+                self.accepted_drafts += column < len(drafts)
+        return tokens
 
     def _enter(self, plan: StepPlan) -> None:
         for admission in plan.admissions:
@@ -176,6 +232,9 @@ class HashDevice:
     def _row(self, plan: StepPlan, row: int, start: int, count: int) -> int:
         slot, end = int(plan.slots[row]), start + count
         self.computed_tokens += count
+        drafts = plan.drafts_of(row)
+        if len(drafts):
+            self._tokens[slot, end - len(drafts) : end] = drafts
         tokens = self._tokens[slot, :end].tolist()
         assert min(tokens) >= 0, f"slot {slot}: a token below {end} is not known to the device"
         hashes = chain(tokens)
@@ -190,7 +249,7 @@ class HashDevice:
                 assert found == (group, hashes[position]), (
                     f"step {plan.step}, slot {slot}, group {group}, position {position} of {end}: wrong KV"
                 )
-        if not plan.samples[row]:
+        if not plan.samples[row] or len(drafts):
             return -1
         token = hashes[-1] % VOCAB
         self._tokens[slot, end] = token

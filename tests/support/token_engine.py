@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from penstock.config import EngineSettings
+from penstock.config import EngineSettings, build
 from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.engine.build import build_engine
 from penstock.engine.messages import Delta, Submit, pack_tokens
@@ -32,7 +32,7 @@ class TokenEngine:
     def __init__(self, model: Path, **settings: Any) -> None:
         self.answers: dict[str, Answer] = {}
         self.core, self.ready = build_engine(
-            EngineSettings(model=str(model), **settings), self._sink, lambda loading: None
+            build(EngineSettings, model=str(model), **settings), self._sink, lambda loading: None
         )
 
     def __enter__(self) -> TokenEngine:

@@ -155,7 +155,7 @@ def _convert(record: type[Struct], name: str, value: Any) -> Any:
     flag = "--" + name.replace("_", "-")
     if get_origin(kind) is dict and isinstance(value, list):
         return dict(_pair(flag, item) for item in value)
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Struct)):
         try:
             return json.loads(value)
         except ValueError as error:

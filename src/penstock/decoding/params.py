@@ -38,6 +38,12 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     thinking: ThinkingSpec | None = None  # its reasoning is bounded, or comes before the grammar
 
     @property
+    def may_force(self) -> bool:
+        """A grammar may leave no choice: such tokens are taken without a draw, several at once. Not where
+        their log-probabilities are wanted: nothing has computed them."""
+        return self.grammar is not None and self.logprobs < 0
+
+    @property
     def host_tokens(self) -> int:
         """How many of the first generated tokens depend on more than the row's own logits, the filters
         and the noise: a device that draws by itself leaves those to the sampler of the host."""

@@ -95,7 +95,7 @@ class Row:
 
     __slots__ = (
         "_allowed", "_bad_words", "_bias", "_bias_ids", "_penalties", "_prompt_len", "_stop_ids",
-        "known", "plain", "sampling", "seed", "thinking",
+        "known", "limit", "plain", "sampling", "seed", "thinking",
     )  # fmt: skip
 
     def __init__(self, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling, vocab_size: int) -> None:
@@ -103,6 +103,7 @@ class Row:
         self.seed = sampling.seed & SEED_MASK
         self.known = len(tokens)
         self._prompt_len = prompt_len
+        self.limit = prompt_len + sampling.max_tokens
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
         self._allowed = np.array(sampling.allowed_token_ids, dtype=np.int64)
@@ -303,6 +304,24 @@ class Sampler:
             row.record(token)
             if self._masks is not None:
                 self._masks.record(slot, token)
+
+    def take_forced(self, slot: int) -> list[int]:
+        """Tokens that must follow whatever the model says, recorded as if they had been drawn."""
+        row = self._rows[slot]
+        if self._masks is None or row is None or not row.sampling.may_force:
+            return []
+        taken: list[int] = []
+        # The end of the reasoning, what leads to the answer, and how that begins: each shows the next.
+        while row.known < row.limit:
+            token = row.forced()
+            forced = self._masks.forced(slot) if token is None else [token]
+            if not forced:
+                break
+            for token in forced:
+                row.record(token)
+                self._masks.record(slot, token)
+            taken += forced
+        return taken
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
         """Raw log-probabilities of n prompt tokens and of the k best at each place.

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from penstock.config import EngineSettings
+from penstock.config import EngineSettings, SpeculationSettings
 from penstock.engine.loop import Clock, EngineCore, Sink
 from penstock.engine.messages import Loading, Ready
 from penstock.engine.plan import Device, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.speculation import STEP_DRAFTS, Speculation
 from penstock.errors import ModelRefused
 from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
+from penstock.resource import Resource
 
 if TYPE_CHECKING:
+    from penstock.decoding.drafting.drafter import HostDrafter
     from penstock.decoding.grammar.store import GrammarStore
     from penstock.kernels.backend import Backend
     from penstock.models.forward import Model
@@ -52,12 +55,18 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     aging_s: float = 30.0
     tenant_weights: dict[str, float] = {}
+    speculation: SpeculationSettings | None = None
 
 
 def assemble_core(
-    shape: CoreShape, device: Device, sink: Sink, clock: Clock, grammars: GrammarStore | None = None
+    shape: CoreShape,
+    device: Device,
+    sink: Sink,
+    clock: Clock,
+    grammars: GrammarStore | None = None,
+    drafter: HostDrafter | None = None,
 ) -> EngineCore:
-    """Wire table, policy, KV, scheduler and loop over `device`."""
+    """Wire table, policy, KV, scheduler and loop over `device`. drafter: of `shape.speculation`."""
     table = RequestTable(shape.num_slots, shape.max_context)
     kv = KVResource(
         layout=shape.layout,
@@ -69,7 +78,12 @@ def assemble_core(
     )
     policy = OrderPolicy(shape.tenant_weights, shape.aging_s)
     longest_window = shape.window if isinstance(device, WindowDevice) else 1
-    scheduler = Scheduler(table, policy, [kv], shape.token_budget, longest_window)
+    resources: list[Resource] = [kv]
+    drafts = None
+    if shape.speculation is not None and drafter is not None:
+        drafts = Speculation(table, drafter, shape.speculation.k, shape.speculation.adaptive)
+        resources.append(drafts)
+    scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(
         scheduler,
         kv,
@@ -195,6 +209,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
+    from penstock.decoding.drafting.make import make_drafter
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -228,10 +243,11 @@ def build_engine(
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
         tenant_weights=settings.tenant_weights,
+        speculation=settings.speculation,
     )
     grammars = _grammars(path, spec.vocab_size)
     runner = _runner(model, layout, num_blocks, shape, grammars)
-    core = assemble_core(shape, runner, sink, time.monotonic, grammars)
+    core = assemble_core(shape, runner, sink, time.monotonic, grammars, make_drafter(settings.speculation))
     timer.lap("engine_s")
     ready = Ready(
         model_id=public_name(settings.model),
@@ -286,7 +302,8 @@ def _runner(
             instruction_set=executable.instruction_set,
             pool=executable.pool,
         )
-        return NativeRunner(model, sampler, **sizes)
+        step_drafts = 0 if shape.speculation is None else STEP_DRAFTS
+        return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts)
     kv = model.allocate_kv(layout, num_blocks)
     return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
-from penstock.engine.plan import Device, StepPlan, StepResult
+from penstock.engine.plan import Device, DraftStats, StepPlan, StepResult
 from penstock.engine.preparing import Preparing
 from penstock.engine.requests import Request
 from penstock.engine.scheduler import Scheduler
@@ -88,6 +88,7 @@ class EngineCore:
         self._work_s = self._device_s = self._host_s = 0.0
         self._worked_until_s = 0.0  # as far as _work_s counts
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._finished = 0
+        self._forced_tokens = 0
         scheduler.on_impossible = self._fail_impossible
 
     # ------------------------------------------------------------------ requests
@@ -164,14 +165,20 @@ class EngineCore:
         if self.scheduler.policy.num_waiting:
             self._cut()
         plan = None
-        if len(self._flight) <= self._depth:
+        depth = self._depth_now()
+        if len(self._flight) <= depth:
             plan = self.scheduler.schedule(now)
             if plan is not None:
                 self._flight.launch(plan, now)
             self._host_s += self._clock() - now
-        keep = 0 if plan is None else self._depth
+        keep = 0 if plan is None else depth
         if len(self._flight) > keep:
             self._take(keep)
+
+    def _depth_now(self) -> int:
+        """One step at a time while a request can't be planned ahead: it shall not be in every second step."""
+        table = self.table
+        return 0 if self._depth and table.alone[self.scheduler.running].any() else self._depth
 
     def interrupt(self) -> None:
         """Something came that `step` should see: it waits for one step at most. From any thread."""
@@ -226,10 +233,16 @@ class EngineCore:
         drew = live & plan.samples
         drawn = plan.slots[drew]
         table.pending[drawn] -= steps[drew]
-        tokens = np.stack([result.tokens[drew] for result in results], axis=1)
-        kept, ended = self._extend(drawn, tokens, steps[drew])
-        # Of a window all rows draw, and what it computed after a stop token is not theirs.
-        self._commit(slots, plan.counts[live] if plan.window == 1 else kept)
+        if results[0].tokens.ndim == 1:
+            tokens = np.stack([result.tokens[drew] for result in results], axis=1)
+            kept, ended = self._extend(drawn, tokens, steps[drew])
+            # Of a window all rows drew, and what was computed after a stop token is not theirs.
+            computed = plan.counts[live] if plan.window == 1 else kept
+        else:
+            tokens = results[0].tokens[drew]
+            kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
+            computed = self._verified(first, results[0], live, drew, kept)
+        self._commit(slots, computed)
         self._generated_tokens += int(kept.sum())
         self._emit(plan, results[0], drew, tokens, kept, ended)
         self._requeue_preempted(slots)
@@ -245,24 +258,56 @@ class EngineCore:
         table = self.table
         ordinals = np.arange(1, tokens.shape[1] + 1, dtype=np.int32)
         known = table.known[slots][:, None] + ordinals  # after each token
+        valid = ordinals <= steps[:, None]
         # What lies beyond a request's last token is never read.
         table.tokens[slots[:, None], np.minimum(known, table.tokens.shape[1]) - 1] = tokens
         stops = (table.stop_ids[slots][:, :, None] == tokens[:, None, :]).any(axis=1)
         ends = (stops & (known > table.min_known[slots][:, None])) | (known >= table.limit[slots][:, None])
+        for row in np.flatnonzero(table.many_stops[slots]).tolist():
+            stop_set = cast(Request, table.occupant[slots[row]]).stop_set
+            counts = known[row] > table.min_known[slots[row]]
+            ends[row] |= [token in stop_set for token in tokens[row].tolist()] & counts
+        ends &= valid
         ended = ends.any(axis=1)
         kept = np.where(ended, ends.argmax(axis=1) + 1, steps)
         table.known[slots] += kept
         return kept, ended
 
+    def _verified(
+        self, step: InFlight, result: StepResult, live: np.ndarray, drew: np.ndarray, kept: np.ndarray
+    ) -> np.ndarray:
+        """int32[n]: tokens of each living row whose KV is right: not those of drafts that were not drawn.
+
+        `kept`: int32, tokens that count of the rows that drew; some are drafts, some a grammar forced.
+        """
+        plan = step.plan
+        accepted = plan.accepted(result.tokens)
+        accepted[drew] = np.minimum(accepted[drew], kept - 1)
+        self._forced_tokens += int((kept - 1 - accepted[drew]).sum())
+        if plan.draft_counts is None:
+            return plan.counts[live]
+        if self.scheduler.drafts is not None:
+            self.scheduler.drafts.verified(plan, live, accepted, result.device_s)
+        rejected = plan.draft_counts - accepted
+        self.table.planned[plan.slots[live]] -= rejected[live]
+        return np.asarray((plan.counts - rejected)[live])
+
     def _count(self, first: InFlight, results: list[StepResult], now: float) -> None:
-        self._busy_s += now - max(first.launched_s, self._device_free_s)
+        free_s = self._device_free_s
+        self._busy_s += now - max(first.launched_s, free_s)
         self._device_free_s = self._last_step_s = now
         self._work_s += now - self._worked_until_s
         self._worked_until_s = now
         self._steps += len(results)
+        waited_s = first.launched_s - free_s
+        drafts, has_drafts = self.scheduler.drafts, first.plan.draft_counts is not None
         for step, result in enumerate(results, first.index):
             self._device_s += result.device_s
-            self.scheduler.budget.observe(first.plan.counts_of(step), result.device_s)
+            counts = first.plan.counts_of(step)
+            if not has_drafts:
+                self.scheduler.budget.observe(counts, result.device_s)
+            if drafts is not None:
+                drafts.observe(int(counts.sum()), result.device_s, waited_s if waited_s > 0.0 else None)
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
@@ -307,12 +352,13 @@ class EngineCore:
                 self._announce(request)
             if several:
                 del new[count:]
-            finish = self._finish_reason(request, new[-1]) if maybe_last or request.has_many_stops else None
+            finish = self._finish_reason(request, new[-1]) if maybe_last else None
             delta = self._outputs.delta(request, new, finish, logprobs.get(row) if logprobs else None)
             deltas_of(request.client, []).append(delta)
             if finish is not None:
                 finished.append(request)
         for request in finished:
+            request.is_finished = True
             self._end(request)
         for client, deltas in batches.items():
             self._sink(client, deltas)
@@ -456,6 +502,7 @@ class EngineCore:
 
     def progress(self) -> Progress:
         stats = self.kv.stats()
+        drafts = DraftStats() if self.scheduler.drafts is None else self.scheduler.drafts.stats
         return Progress(
             steps=self._steps,
             last_step_s=self._clock() - self._last_step_s,
@@ -473,6 +520,11 @@ class EngineCore:
             work_s=self._work_s,
             device_s=self._device_s,
             host_s=self._host_s,
+            draft_steps=drafts.steps,
+            draft_tokens=drafts.drafted,
+            accepted_tokens=tuple(drafts.accepted),
+            saved_s=drafts.saved_s,
+            forced_tokens=self._forced_tokens,
         )
 
     def check_idle(self) -> None:

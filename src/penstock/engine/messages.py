@@ -83,7 +83,8 @@ class Delta(Struct, frozen=True, array_like=True, gc=False):
     """What one step, or several, added to one request. The last delta of a request has `finish` set.
 
     `stop_token` is the id that ended it (already the last of `tokens`). `cached_tokens`,
-    `queue_s` are set on the first delta. `error` is (kind, message, retry_after_s).
+    `queue_s` are set on the first delta. `error` is (kind, message, retry_after_s). `drafts`, where a step
+    verified some: how many, and how many were right.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Delta(Struct, frozen=True, array_like=True, gc=False):
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     error: tuple[str, str, float | None] | None = None
+    drafts: tuple[int, int] | None = None
 
 
 class Outputs(Struct, frozen=True, tag="outputs"):
@@ -123,6 +125,11 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     work_s: float = 0.0  # … during which requests were open, up to the last completed step
     device_s: float = 0.0  # … that the completed steps took, by the device's own clock
     host_s: float = 0.0  # … spent on planning steps and on applying their results
+    draft_steps: int = 0  # of one request each
+    draft_tokens: int = 0  # verified
+    accepted_tokens: tuple[int, ...] = ()  # by place in the draft, from the first
+    saved_s: float = 0.0  # by drafts: plain decoding of the same tokens would have taken so much longer
+    forced_tokens: int = 0  # that a grammar left no choice about, taken without a draw
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):

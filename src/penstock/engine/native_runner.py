@@ -21,14 +21,17 @@ import numpy as np
 from penstock.decoding.native import NativeSampler
 from penstock.decoding.params import RowLogprobs
 from penstock.engine.plan import Pending, StepPlan, StepResult
-from penstock.engine.request_rows import BROKEN, RequestRows, draw
+from penstock.engine.request_rows import BROKEN, RequestRows
+from penstock.engine.verify import verify
 from penstock.models.lowered import LoweredModel
 
 
 class _Launched:
     """One launch: its plan, and what Python adds to the results of one that it attends."""
 
-    __slots__ = ("broken", "by_host", "error", "held", "ks", "launch", "logprobs", "plan", "prompt_logprobs")
+    __slots__ = (
+        "broken", "by_host", "drawn", "error", "held", "ks", "launch", "logprobs", "plan", "prompt_logprobs",
+    )  # fmt: skip
 
     def __init__(self, plan: StepPlan, held: bool, by_host: np.ndarray, ks: np.ndarray | None) -> None:
         self.plan = plan
@@ -36,6 +39,7 @@ class _Launched:
         self.by_host = by_host  # bool[R]: the host draws the row's token
         self.ks = ks  # int32[R]: alternatives that each row wants; None if no row wants log-probabilities
         self.launch: Any = None
+        self.drawn: tuple[np.ndarray, np.ndarray] | None = None  # rows that the host drew, their tokens
         self.logprobs: dict[int, RowLogprobs] = {}
         self.prompt_logprobs: dict[int, RowLogprobs] = {}
         self.broken: list[int] = []  # rows whose prompt's logits are
@@ -47,12 +51,24 @@ class _Launched:
             return self.logprobs
         found = dict(self.logprobs)
         rows, chosen, ids, values = self.launch.logprobs(index)
-        for i, row in enumerate(rows.tolist()):
+        firsts, counts = np.unique(rows, return_index=True, return_counts=True)[1:]
+        for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
+            row, part = int(rows[first]), slice(first, first + count)
             k = int(self.ks[row])
-            found[row] = RowLogprobs(
-                chosen=chosen[i : i + 1], top_ids=ids[i : i + 1, :k], top=values[i : i + 1, :k]
-            )
+            found[row] = RowLogprobs(chosen=chosen[part], top_ids=ids[part, :k], top=values[part, :k])
         return found
+
+    def tokens_of(self, tokens: np.ndarray) -> np.ndarray:
+        """int32[R] or int32[R, S] of a step's native tokens, int32[R * (1 + most drafts)], and the host's."""
+        rows = len(self.plan.slots)
+        if self.drawn is None:
+            return tokens if len(tokens) == rows else tokens.reshape(rows, -1)
+        by_host, theirs = self.drawn
+        native = tokens.reshape(rows, -1)
+        merged = np.full((rows, max(native.shape[1], theirs.shape[1])), -1, np.int32)
+        merged[:, : native.shape[1]] = native
+        merged[by_host, : theirs.shape[1]] = theirs
+        return merged
 
 
 class NativeStep:
@@ -65,7 +81,10 @@ class NativeStep:
 
     def wait(self) -> StepResult | None:
         launched, index = self.launched, self.index
-        tokens = np.empty(len(launched.plan.slots), np.int32)
+        drafts = launched.plan.draft_counts
+        tokens = np.empty(
+            len(launched.plan.slots) * (1 if drafts is None else 1 + int(drafts.max())), np.int32
+        )
         try:
             ran = launched.launch.wait(index, tokens)
         except RuntimeError:
@@ -76,9 +95,11 @@ class NativeStep:
             return None
         seconds, num_broken = ran
         broken = launched.broken
-        if num_broken:
-            broken = sorted({*broken, *np.flatnonzero(tokens == BROKEN).tolist()})
-            tokens[tokens == BROKEN] = -1
+        tokens = launched.tokens_of(tokens)
+        if num_broken or launched.drawn is not None:
+            lost = (tokens if tokens.ndim == 1 else tokens.min(axis=1)) == BROKEN
+            broken = sorted({*broken, *np.flatnonzero(lost).tolist()})
+            tokens[lost] = -1
         return StepResult(
             step=launched.plan.step + index,
             tokens=tokens,
@@ -101,11 +122,13 @@ class NativeRunner:
         max_context: int,
         num_groups: int,
         block_size: int,
+        step_drafts: int = 0,
     ) -> None:
+        """step_drafts: drafts of one step at most."""
         self._executable = model.executable
         self._sampler = sampler
         self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
-        self._logits = np.empty((num_slots, model.spec.vocab_size), np.float32)
+        self._logits = np.empty((num_slots + step_drafts, model.spec.vocab_size), np.float32)
         # As of the last launch; what the device knows of a slot follows when the launch runs.
         self._host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self._logprobs = np.full(num_slots, -1, np.int32)
@@ -130,7 +153,8 @@ class NativeRunner:
             self._host_upto[admission.slot] = admission.prompt_len + sampling.host_tokens
             self._logprobs[admission.slot] = sampling.logprobs
         slots = plan.slots
-        by_host = plan.samples & (plan.starts + plan.counts < self._host_upto[slots])
+        drafts = 0 if plan.draft_counts is None else plan.draft_counts
+        by_host = plan.samples & (plan.starts + plan.counts - drafts < self._host_upto[slots])
         held = bool(plan.prompt_logits.any() or by_host.any())
         attended = held or bool(plan.admissions)
         ks = self._logprobs[slots]
@@ -139,7 +163,16 @@ class NativeRunner:
         if attended:
             self._attended.append(launched)
         launched.launch = self._last = self._queue.launch(
-            slots, plan.starts, plan.counts, plan.samples, plan.window, writes, attended, held
+            slots,
+            plan.starts,
+            plan.counts,
+            plan.samples,
+            plan.window,
+            writes,
+            attended,
+            held,
+            plan.draft_counts,
+            plan.drafts,
         )
         return [NativeStep(launched, index) for index in range(plan.window)]
 
@@ -209,12 +242,14 @@ class NativeRunner:
         rows = np.flatnonzero(launched.by_host).astype(np.int32)
         if not len(rows):
             return
-        slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
+        drafts = [plan.drafts_of(row) for row in rows.tolist()]
+        counts = np.array([len(each) for each in drafts], np.int32)
+        slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows] - counts
         places = launch.head_rows()[rows]
-        tokens, logprobs = draw(self._sampler, self._logits, places, slots, positions)
-        launch.set_tokens(rows, tokens)
-        self._requests.tokens[slots, positions] = np.maximum(tokens, 0)
-        launched.logprobs = {int(rows[i]): entry for i, entry in logprobs.items()}
+        drawn = verify(self._sampler, self._logits, places, slots, positions, drafts)
+        self._requests.write_drawn(slots, positions, drawn.tokens)
+        launched.drawn = rows, drawn.tokens
+        launched.logprobs = {int(rows[i]): entry for i, entry in drawn.logprobs.items()}
 
     def _prompt_logits(self, plan: StepPlan) -> Callable[[int, int, int], np.ndarray]:
         bases = np.cumsum(plan.counts) - plan.counts - plan.starts

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from penstock.call import Call, Done, Event, Finish, TextDelta, Timings, TokenLogprob, Usage
+from penstock.call import (
+    Call,
+    Done,
+    Event,
+    Finish,
+    SpeculationUsage,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from penstock.decoding.thinking import Thinking
 from penstock.engine.messages import Delta, Logprobs
 from penstock.engine.outputs import unpack_logprobs
@@ -50,6 +60,9 @@ class _Choice(Struct):
     thinking: Thinking | None = None
     opened: bool = False
     finished: bool = False
+    draft_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class _TextRun:
@@ -149,6 +162,10 @@ class OpenCall:
                 choice.prompt.cached_tokens = delta.cached_tokens
             if delta.queue_s is not None:
                 self._queue_s = max(self._queue_s, delta.queue_s)
+        if delta.drafts is not None:
+            choice.draft_steps += 1
+            choice.drafted += delta.drafts[0]
+            choice.accepted += delta.drafts[1]
         if delta.prompt_logprobs is not None:
             choice.prompt.logprobs.extend(logprob_pairs(delta.prompt_logprobs))
         if delta.tokens and not self._ttft_s:
@@ -219,9 +236,19 @@ class OpenCall:
             completion_tokens=generated,
             cached_tokens=sum(state.cached_tokens for state in self._prompts),
             reasoning_tokens=sum(_reasoning_tokens(choice) for choice in self._choices.values()),
+            speculation=self._speculation(),
         )
         total_s = time.monotonic() - self._arrived_s
         return Done(usage, Timings(queue_s=self._queue_s, ttft_s=self._ttft_s, total_s=total_s))
+
+    def _speculation(self) -> SpeculationUsage | None:
+        choices = self._choices.values()
+        steps = sum(choice.draft_steps for choice in choices)
+        if not steps:
+            return None
+        return SpeculationUsage(
+            steps, sum(choice.drafted for choice in choices), sum(choice.accepted for choice in choices)
+        )
 
     async def next_batch(self) -> list[Event]:
         """What has come since the last batch, at least one event; [] after the one with Done.

@@ -18,14 +18,16 @@ class OutputBuilder:
         self, request: Request, tokens: list[int], finish: Finish | None, logprobs: RowLogprobs | None
     ) -> Delta:
         """Drawn tokens. The first delta of a request says what was cached and how long it queued."""
-        if request.announced and finish is None and logprobs is None:
+        if request.announced and finish is None and logprobs is None and request.drafts is None:
             return Delta(request.id, tokens)
         packed = None if logprobs is None else pack_logprobs(logprobs)
         stop_token = tokens[-1] if finish == "stop" else None
+        drafts, request.drafts = request.drafts, None
         if request.announced:
-            return Delta(request.id, tokens, finish, stop_token, None, None, packed)
+            return Delta(request.id, tokens, finish, stop_token, None, None, packed, drafts=drafts)
         request.announced = True
-        return Delta(request.id, tokens, finish, stop_token, request.cached_tokens, request.queue_s, packed)
+        cached, queued = request.cached_tokens, request.queue_s
+        return Delta(request.id, tokens, finish, stop_token, cached, queued, packed, drafts=drafts)
 
     def prompt_logprobs(self, plan: StepPlan, result: StepResult, batches: dict[str, list[Delta]]) -> None:
         """Deltas for the rows that computed prompt positions whose predictions are wanted.

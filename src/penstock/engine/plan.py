@@ -49,6 +49,9 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     slots, generations, starts, counts: int32[R]; sum(counts) <= token_budget.
     samples: bool[R], the row reaches the end of its known tokens, so a token is drawn after it.
     prompt_logits: bool[R], log-probabilities of every computed prompt position are wanted.
+    draft_counts: int32[R] or None; the last draft_counts[r] tokens that row r computes are drafts, whose
+    ids are in `drafts` (int32, row after row). Such a row samples after its last known token and after
+    each draft as long as the drafts before it were what was drawn.
     admissions and updates apply before the rows.
 
     With `window` above 1 it is that many steps, numbered from `step` on, which the device runs by itself:
@@ -66,6 +69,8 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     admissions: tuple[Admission, ...] = ()
     updates: tuple[TableUpdate, ...] = ()
     window: int = 1
+    draft_counts: np.ndarray | None = None
+    drafts: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
@@ -79,11 +84,32 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     def num_tokens(self) -> int:
         return int(self.counts.sum())
 
+    def drafts_of(self, row: int) -> np.ndarray:
+        """int32[draft_counts[row]]"""
+        if self.draft_counts is None or self.drafts is None:
+            return _NO_DRAFTS
+        first = int(self.draft_counts[:row].sum())
+        return self.drafts[first : first + int(self.draft_counts[row])]
+
+    def accepted(self, tokens: np.ndarray) -> np.ndarray:
+        """int32[R]: how many leading drafts of each row are what was drawn, by the result's `tokens`."""
+        accepted = np.zeros(self.num_rows, np.int32)
+        if self.draft_counts is not None:
+            for row in np.flatnonzero(self.draft_counts).tolist():
+                drafts = self.drafts_of(row)[: tokens.shape[1]]
+                differs = np.flatnonzero(drafts != tokens[row, : len(drafts)])
+                accepted[row] = differs[0] if len(differs) else len(drafts)
+        return accepted
+
+
+_NO_DRAFTS = np.empty(0, np.int32)
+
 
 class StepResult(Struct, frozen=True, kw_only=True):
     """The device's answer to one step, rows in the plan's order.
 
-    tokens: int32[R], the drawn token, -1 where the row did not sample.
+    tokens: int32[R], the drawn token, -1 where the row did not sample; or int32[R, S] if a row may have
+    several, filled up with -1: of drafts those accepted and the one after them, then what a grammar forces.
     logprobs, prompt_logprobs: row index -> RowLogprobs, only for rows that asked.
     prompt_logprobs of a row cover the plan's positions that predict a prompt token.
     broken: rows whose logits were NaN, +inf or -inf everywhere; their requests can't go on.
@@ -96,6 +122,16 @@ class StepResult(Struct, frozen=True, kw_only=True):
     prompt_logprobs: dict[int, RowLogprobs] = {}
     broken: tuple[int, ...] = ()
     device_s: float = 0.0
+
+
+class DraftStats(Struct):
+    """Drafts since the start. `steps` of one request each; accepted[i]: those in place i that were right;
+    `saved_s`: seconds that plain decoding would have taken longer, by the measured cost of its steps."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: list[int] = []
+    saved_s: float = 0.0
 
 
 class Pending(Protocol):

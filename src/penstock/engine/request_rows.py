@@ -34,6 +34,8 @@ class TokenSampler(Protocol):
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]: ...
 
+    def take_forced(self, slot: int) -> list[int]: ...
+
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs: ...
 
 
@@ -62,6 +64,20 @@ class RequestRows:
             self.prompt_len[slot] = admission.prompt_len
             self._prompt_logprobs[slot] = admission.sampling.prompt_logprobs
             sampler.admit(slot, admission.tokens, admission.prompt_len, admission.sampling)
+
+    def write_drafts(self, plan: StepPlan) -> None:
+        """The plan's drafts, to where the tokens of their positions will be."""
+        if plan.draft_counts is None:
+            return
+        for row in np.flatnonzero(plan.draft_counts).tolist():
+            end = int(plan.starts[row] + plan.counts[row])
+            self.tokens[plan.slots[row], end - int(plan.draft_counts[row]) : end] = plan.drafts_of(row)
+
+    def write_drawn(self, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
+        """int32[R, S] drawn tokens from int32[R] `positions` on, as far as the table goes."""
+        for slot, position, drawn in zip(slots.tolist(), positions.tolist(), tokens, strict=True):
+            valid = drawn[drawn >= 0][: self.tokens.shape[1] - position]
+            self.tokens[slot, position : position + len(valid)] = valid
 
     def prompt_rows(
         self, plan: StepPlan, logits: Callable[[int, int, int], np.ndarray], sampler: TokenSampler

@@ -12,6 +12,8 @@ Lengths of a slot, all counted from the start of the request:
     known     tokens the host knows            planned <= known + pending
     pending   drawn tokens in flight
     limit     prompt_len + max_tokens          known + pending <= limit
+
+A step with drafts is planned beyond `known`; while it is in flight it is its request's only one.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ class Request:
         "cache_store",
         "cached_tokens",
         "client",
+        "drafts",
         "expires_s",
         "grammar",
         "has_many_stops",
         "held_tokens",
         "id",
+        "is_finished",
         "is_stepwise",
         "klass",
         "prompt_len",
@@ -79,6 +83,8 @@ class Request:
         self.cached_tokens: int | None = None
         self.queue_s: float | None = None
         self.announced = False
+        self.is_finished = False  # it came to its own end: nobody aborted it, nothing failed
+        self.drafts: tuple[int, int] | None = None  # verified and accepted since the last delta
         self.prompt_logprobs_sent = 1  # nothing predicts the first prompt token
 
     @property
@@ -115,6 +121,8 @@ class RequestTable:
         self.entered = np.zeros(num_slots, np.int64)  # counts entries: the lowest runs longest
         self.active = np.zeros(num_slots, bool)
         self.stepwise = np.zeros(num_slots, bool)  # tokens are sent one by one
+        self.many_stops = np.zeros(num_slots, bool)  # more than `stop_ids` holds
+        self.alone = np.zeros(num_slots, bool)  # draws only when no step of its own is in flight
         self.host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self.prompt_logits_upto = np.zeros(num_slots, np.int32)  # logits of positions below it are wanted
         self._free = list(range(num_slots - 1, -1, -1))
@@ -144,6 +152,8 @@ class RequestTable:
         self._entries += 1
         self.active[slot] = True
         self.stepwise[slot] = request.is_stepwise
+        self.many_stops[slot] = request.has_many_stops
+        self.alone[slot] = sampling.may_force
         self.host_upto[slot] = request.prompt_len + sampling.host_tokens
         # The prompt's last token predicts no token of the prompt.
         self.prompt_logits_upto[slot] = request.prompt_len - 1 if sampling.prompt_logprobs >= 0 else 0

@@ -20,7 +20,8 @@ import numpy as np
 from penstock.decoding.params import RowLogprobs
 from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
-from penstock.engine.request_rows import BROKEN, RequestRows, TokenSampler, draw
+from penstock.engine.request_rows import BROKEN, RequestRows, TokenSampler
+from penstock.engine.verify import verify
 from penstock.kernels.batch import Batch, LayerKV
 
 
@@ -67,6 +68,7 @@ class ModelRunner:
         """Run one plan on the calling thread."""
         began = time.perf_counter()
         self._requests.enter(plan, self._sampler)
+        self._requests.write_drafts(plan)
         self._sampler.begin(plan.slots[plan.samples])
         hidden, offsets = self.forward(plan)
         result = self.sample(plan, hidden, offsets)
@@ -91,24 +93,30 @@ class ModelRunner:
         return self._model.forward(batch, self._kv), offsets
 
     def sample(self, plan: StepPlan, hidden: Any, offsets: np.ndarray) -> StepResult:
-        """Draw a token for every row that reached the end of its known tokens."""
-        tokens = np.full(plan.num_rows, -1, np.int32)
+        """Draw for every row that reached the end of its known tokens."""
+        tokens = np.full((plan.num_rows, 1), -1, np.int32)
         logprobs: dict[int, RowLogprobs] = {}
         rows = np.flatnonzero(plan.samples)
         if len(rows):
-            logits = self._model.logits(hidden[offsets[rows + 1] - 1])
-            positions = plan.starts[rows] + plan.counts[rows]
-            places = np.arange(len(rows), dtype=np.int32)
-            drawn, drawn_logprobs = draw(self._sampler, logits, places, plan.slots[rows], positions)
-            tokens[rows] = drawn
-            self._requests.tokens[plan.slots[rows], positions] = np.maximum(drawn, 0)
-            logprobs = {int(rows[i]): entry for i, entry in drawn_logprobs.items()}
+            drafts = [plan.drafts_of(row) for row in rows.tolist()]
+            widths = np.array([1 + len(each) for each in drafts], np.int32)
+            ends = np.cumsum(widths, dtype=np.int32)
+            wanted = np.concatenate(
+                [np.arange(end - width, end) for end, width in zip(offsets[rows + 1], widths, strict=True)]
+            )
+            logits = self._model.logits(hidden[wanted])
+            slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows] - widths + 1
+            drawn = verify(self._sampler, logits, ends - widths, slots, positions, drafts)
+            tokens = np.full((plan.num_rows, drawn.tokens.shape[1]), -1, np.int32)
+            tokens[rows] = drawn.tokens
+            self._requests.write_drawn(slots, positions, drawn.tokens)
+            logprobs = {int(rows[i]): entry for i, entry in drawn.logprobs.items()}
         prompt, broken = self._requests.prompt_rows(
             plan,
             lambda row, first, end: self._model.logits(hidden[_span(offsets, plan, row, first, end)]),
             self._sampler,
         )
-        broken = sorted({*broken, *np.flatnonzero(tokens == BROKEN).tolist()})
+        broken = sorted({*broken, *np.flatnonzero(tokens[:, 0] == BROKEN).tolist()})
         return StepResult(
             step=plan.step,
             tokens=np.maximum(tokens, -1),

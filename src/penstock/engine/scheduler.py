@@ -14,10 +14,11 @@ request table; what the device must do is the immutable StepPlan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from penstock.engine.plan import Admission, StepPlan, frozen_array
+from penstock.engine.plan import Admission, DraftStats, StepPlan, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
 from penstock.engine.step_budget import StepBudget
@@ -25,6 +26,29 @@ from penstock.engine.window import InFlight, WindowPlanner
 from penstock.resource import Grant, Resource, TableUpdate
 
 _NO_ROWS = np.empty(0, np.int32)
+
+
+class DraftSource(Protocol):
+    """Who knows what requests may go on with (`penstock.engine.speculation.Speculation`)."""
+
+    stats: DraftStats
+
+    def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
+        """int32[R]: drafts for each slot of `rows`; 0 unless it wants (`demand`) its last token only."""
+        ...
+
+    def proposal(self, slot: int) -> np.ndarray:
+        """int32[n]: what was just proposed for the slot."""
+        ...
+
+    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
+        """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
+        ...
+
+    def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
+        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
+        None if it was planned ahead."""
+        ...
 
 
 class Scheduler:
@@ -35,10 +59,12 @@ class Scheduler:
         resources: Sequence[Resource],
         token_budget: int,
         longest_window: int = 1,
+        drafts: DraftSource | None = None,
     ) -> None:
         self.table = table
         self.policy = policy
         self.resources = tuple(resources)
+        self.drafts = drafts
         self.budget = StepBudget(token_budget)
         self._windows = WindowPlanner(table, policy, resources, longest_window)
         self.preemptions = 0
@@ -57,8 +83,9 @@ class Scheduler:
         rows = self.policy.order(self.table, self.running)
         demand = self._demand(rows)
         budget = self._step_tokens(rows, demand)
-        grants = self._share_budget(rows, demand, budget, now)
-        rows, grants = self._reserve(rows, grants)
+        wanted = demand if self.drafts is None else demand + self.drafts.propose(rows, demand)
+        grants = self._share_budget(rows, wanted, budget, now)
+        rows, grants = self._reserve(rows, grants, np.minimum(grants, demand))
         kept = grants > 0
         rows, grants = rows[kept], grants[kept]
         admissions: list[Admission] = []
@@ -80,7 +107,9 @@ class Scheduler:
         table = self.table
         # The last token of a request needs no KV, hence limit - 1.
         upto = np.minimum(table.known[rows] + table.pending[rows], table.limit[rows] - 1)
-        return upto - table.planned[rows]
+        demand = upto - table.planned[rows]
+        demand[table.alone[rows] & (table.pending[rows] > 0)] = 0
+        return np.asarray(demand)
 
     def _step_tokens(self, rows: np.ndarray, demand: np.ndarray) -> int:
         """Tokens of this step at most."""
@@ -115,8 +144,11 @@ class Scheduler:
         may_enter = self.table.num_free or int(self.table.klass[rows].max()) > best.klass
         return best if may_enter else None
 
-    def _reserve(self, rows: np.ndarray, grants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reserve every row's grant; when something is full, preempt the youngest of the worst class.
+    def _reserve(
+        self, rows: np.ndarray, grants: np.ndarray, least: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reserve every row's grant; when something is full, do without what is beyond `least`, its drafts,
+        then preempt the youngest of the worst class.
 
         Not the last in the order of service: that order turns with every token served, and two requests
         that do not fit together would throw each other out for ever.
@@ -140,6 +172,10 @@ class Scheduler:
                 if grant is Grant.WAIT:
                     grants[i] = 0
                     break
+                if grants[i] > least[i]:
+                    length -= int(grants[i] - least[i])
+                    grants[i] = least[i]
+                    continue
                 if place == tail == 0:
                     self.on_impossible(self._occupant(slot))
                 else:
@@ -234,7 +270,8 @@ class Scheduler:
     def _freeze(self, rows: np.ndarray, grants: np.ndarray, admissions: list[Admission]) -> StepPlan:
         table = self.table
         starts = table.planned[rows]
-        samples = starts + grants == table.known[rows] + table.pending[rows]
+        beyond = starts + grants - (table.known[rows] + table.pending[rows])
+        samples = beyond >= 0
         steps = self._windows.steps(rows, grants)
         counts = grants * steps
         window = int(steps.max())
@@ -258,7 +295,19 @@ class Scheduler:
             admissions=tuple(admissions),
             updates=updates,
             window=window,
+            **self._drafts_of(rows, np.maximum(beyond, 0)),
         )
+
+    def _drafts_of(self, rows: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """The plan's drafts: the first int32[R] `counts` of what was proposed for each row."""
+        if self.drafts is None or not counts.any():
+            return {}
+        drafted = np.flatnonzero(counts).tolist()
+        tokens = [self.drafts.proposal(int(rows[i]))[: counts[i]] for i in drafted]
+        return {
+            "draft_counts": frozen_array(counts, np.int32),
+            "drafts": frozen_array(np.concatenate(tokens), np.int32),
+        }
 
     # ------------------------------------------------------------------ leaving a slot
 

@@ -67,6 +67,7 @@ class WindowPlanner:
         planned = table.planned[rows]
         return not (
             (grants != 1).any()
+            or table.alone[rows].any()
             or (table.known[rows] + table.pending[rows] != planned + 1).any()
             or (planned + 1 < table.host_upto[rows]).any()
             or (planned < table.prompt_logits_upto[rows]).any()

@@ -114,6 +114,36 @@ TABLE: tuple[Metric, ...] = (
         "penstock_preemptions_total", "counter", "", ("model",), "Requests that had to give their KV back"
     ),
     Metric("penstock_steps_total", "counter", "", ("model",), "Engine steps completed"),
+    Metric(
+        "penstock_draft_steps_total",
+        "counter",
+        "",
+        ("model",),
+        "Steps of a request that verified drafts; accepted / draft_steps + 1 is the acceptance length",
+    ),
+    Metric("penstock_draft_tokens_total", "counter", "tokens", ("model",), "Drafts that were verified"),
+    Metric("penstock_accepted_draft_tokens_total", "counter", "tokens", ("model",), "Drafts that were right"),
+    Metric(
+        "penstock_accepted_draft_tokens_by_place_total",
+        "counter",
+        "tokens",
+        ("model", "place"),
+        "Drafts that were right by their place in the draft, from 0",
+    ),
+    Metric(
+        "penstock_draft_saved_seconds_total",
+        "counter",
+        "s",
+        ("model",),
+        "Time that plain decoding would have taken longer, by the measured cost of its steps",
+    ),
+    Metric(
+        "penstock_forced_tokens_total",
+        "counter",
+        "tokens",
+        ("model",),
+        "Tokens that a grammar left no choice about, taken without a draw",
+    ),
     Metric("penstock_busy_seconds_total", "counter", "s", ("model",), "Time with a step on the device"),
     Metric(
         "penstock_step_work_seconds_total",
@@ -170,6 +200,11 @@ class EngineProgress(Protocol):
     work_s: float
     device_s: float
     host_s: float
+    draft_steps: int
+    draft_tokens: int
+    accepted_tokens: tuple[int, ...]
+    saved_s: float
+    forced_tokens: int
 
 
 # Progress counter -> series. An engine that restarts counts from zero; the series goes on.
@@ -183,6 +218,10 @@ _ENGINE_COUNTERS = {
     "work_s": "penstock_step_work_seconds_total",
     "device_s": "penstock_step_device_seconds_total",
     "host_s": "penstock_step_host_seconds_total",
+    "draft_steps": "penstock_draft_steps_total",
+    "draft_tokens": "penstock_draft_tokens_total",
+    "saved_s": "penstock_draft_saved_seconds_total",
+    "forced_tokens": "penstock_forced_tokens_total",
 }
 
 
@@ -281,6 +320,14 @@ class Metrics:
             # Less than before: a stop string took tokens back, and the series waits until they are made up.
             seen[field] = max(before, float(getattr(progress, field)))
             self._child(name, model).inc(seen[field] - before)
+        self._drafts(model, progress.accepted_tokens, seen)
+
+    def _drafts(self, model: str, accepted: tuple[int, ...], seen: dict[str, float]) -> None:
+        for place, count in enumerate(accepted):
+            new = count - seen.get(f"accepted {place}", 0.0)
+            seen[f"accepted {place}"] = count
+            self._child("penstock_accepted_draft_tokens_by_place_total", model, str(place)).inc(new)
+            self._child("penstock_accepted_draft_tokens_total", model).inc(new)
 
     def queue(self, model: str, running: int, waiting: int) -> None:
         self._child("penstock_running", model).set(running)

@@ -13,7 +13,7 @@ import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from penstock.call import CachePolicy, Call, Failure, SamplingParams, TokenLogprob, Usage
 from penstock.errors import InvalidRequest
@@ -286,7 +286,21 @@ class PromptDetails(Struct):
 
 
 class CompletionDetails(Struct):
+    """`accepted_prediction_tokens`, `rejected_prediction_tokens`: drafts that were right, and wrong."""
+
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class SpeculationBody(Struct):
+    """A field of ours. `num_steps`: steps that verified drafts."""
+
+    num_steps: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    mean_acceptance_length: float
+    draft_acceptance_rate: float
 
 
 class UsageBody(Struct):
@@ -297,15 +311,27 @@ class UsageBody(Struct):
     total_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
+    speculation: SpeculationBody | UnsetType = UNSET
 
 
 def usage_body(usage: Usage) -> UsageBody:
+    found = usage.speculation
+    accepted, drafted = (found.accepted_tokens, found.drafted_tokens) if found else (0, 0)
     return UsageBody(
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
         PromptDetails(usage.cached_tokens),
-        CompletionDetails(usage.reasoning_tokens),
+        CompletionDetails(usage.reasoning_tokens, accepted, drafted - accepted),
+        SpeculationBody(
+            found.steps,
+            drafted,
+            accepted,
+            found.mean_acceptance_length,
+            accepted / drafted if drafted else 0.0,
+        )
+        if found
+        else UNSET,
     )
 
 

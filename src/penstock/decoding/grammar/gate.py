@@ -54,6 +54,10 @@ class Gate:
         token = self._start[self._seen] if self._undecided else self._lead_in[0]
         bits[token >> 5] |= np.uint32(1 << (token & 31))
 
+    def forced(self) -> list[int]:
+        """What must come next: the rest of the lead-in, once the reasoning is over."""
+        return list(self._lead_in) if self._thinking.over else []
+
     def takes(self, token: int) -> bool:
         """The token came. False: it is the answer's, and so are those that the matcher has already."""
         thinking = self._thinking

@@ -6,6 +6,7 @@ for where the draw needs them (`of`). Where the model may reason first a Gate st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -122,6 +123,20 @@ class GrammarMasks:
         assert self._guard is not None
         self._runs[slot] = self._guard.run(self._runs[slot], token)
         return matcher.consume(token)
+
+    def forced(self, slot: int) -> list[int]:
+        """Tokens that must come next whatever the model says. The end of an answer is not among them: it is
+        drawn."""
+        self._settle()
+        matcher = self._matchers[slot]
+        if matcher is None or slot in self._broken:
+            return []
+        assert self._guard is not None
+        gate = self._gates[slot]
+        if gate is not None:
+            return gate.forced()
+        ends = self._guard.ends
+        return list(itertools.takewhile(lambda token: token not in ends, matcher.forced()))
 
     def _needs_mask(self, slot: int) -> bool:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken

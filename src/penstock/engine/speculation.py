@@ -1,0 +1,208 @@
+"""Speculation: drafts for the requests that decode, as a resource that they hold and the scheduler asks.
+
+    schedule ── propose ──> drafts of each row ──> plan ──> device verifies ──> apply ── verified ──> learn
+
+A request that is drafted for is planned only when its last token is known (`RequestTable.alone`), and while
+there is one the engine runs step by step: windows and steps ahead are given up for it. So a request for which
+drafts do not pay goes back to plain decoding. From then on they are tried on what it generated, without
+a device (`_rehearse`): as soon as they would have paid, it is drafted for again.
+
+Invariant: which tokens are drafted changes what a step costs, never what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from penstock.decoding.drafting.drafter import NOTHING, HostDrafter, Proposal
+from penstock.engine.draft_length import DraftLengths, Trials
+from penstock.engine.plan import DraftStats, StepPlan
+from penstock.engine.requests import Request, RequestTable
+from penstock.resource import Grant, TableUpdate
+
+PATIENCE = 4  # steps without a draft after which a request decodes plainly
+STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
+
+
+class _Drafted:
+    """What is remembered of a request in a slot."""
+
+    __slots__ = ("idle", "known", "proposal", "request", "trials")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.known = -1  # tokens that the drafter knows; -1: it does not know the request
+        self.idle = 0  # steps without a draft, one after the other
+        self.proposal = NOTHING
+        self.trials = Trials()
+
+
+class Speculation:
+    """A `penstock.resource.Resource` and the scheduler's `DraftSource`."""
+
+    def __init__(self, table: RequestTable, drafter: HostDrafter, k: int, adaptive: bool) -> None:
+        """k: drafts of a request in one step at most. adaptive: fewer, or none, where they do not pay."""
+        self._table = table
+        self._drafter = drafter
+        self._k = k
+        self._lengths = DraftLengths(adaptive)
+        self._drafted: list[_Drafted | None] = [None] * len(table.occupant)
+        self.stats = DraftStats(accepted=[0] * k)
+
+    # ------------------------------------------------------------------ a resource
+
+    def admit(self, slot: int, holder: Any) -> int:
+        self._drafted[slot] = _Drafted(holder)
+        rows = int(np.count_nonzero(self._table.active))
+        self._table.alone[slot] |= self._lengths.may_pay(rows, self._k)
+        return len(holder.known)
+
+    def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
+        return np.zeros(len(slots), bool)
+
+    def reserve(self, slot: int, upto: int) -> Grant:
+        return Grant.GRANTED
+
+    def trim(self, slot: int, upto: int) -> None:
+        pass
+
+    def fork(self, parent: int, child: int) -> None:
+        pass
+
+    def commit(self, slots: np.ndarray, computed: np.ndarray) -> None:
+        plain = slots[~self._table.alone[slots]]
+        if not len(plain) or not self._lengths.may_pay(len(slots), self._k):
+            return
+        for slot in plain.tolist():
+            self._rehearse(slot, len(slots))
+
+    def release(self, slot: int) -> None:
+        drafted = self._of(slot)
+        if drafted.known >= 0:
+            finished = drafted.request.is_finished and drafted.request.cache_store
+            if finished:
+                self._catch_up(slot, drafted)
+            self._drafter.release(slot, finished)
+        self._drafted[slot] = None
+
+    def take_updates(self) -> tuple[TableUpdate, ...]:
+        return ()
+
+    # ------------------------------------------------------------------ drafts
+
+    def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
+        table = self._table
+        counts = np.zeros(len(rows), np.int32)
+        ready = (demand == 1) & table.alone[rows] & (table.planned[rows] + 1 == table.known[rows])
+        wanted = np.flatnonzero(ready).tolist()
+        if not wanted:
+            return counts
+        most = min(self._k, STEP_DRAFTS // len(wanted))
+        proposals = []
+        for i in wanted:
+            slot = int(rows[i])
+            drafted = self._of(slot)
+            # The last token is drawn, not drafted.
+            room = min(most, int(table.limit[slot] - table.known[slot]) - 1)
+            self._catch_up(slot, drafted)
+            drafted.proposal = self._drafter.propose(slot, room) if room > 0 else NOTHING
+            proposals.append(self._lengths.survival(drafted.proposal, drafted.trials))
+        for i, count in zip(wanted, self._lengths.choose(len(rows), proposals), strict=True):
+            counts[i] = count
+            self._tire(int(rows[i]), count)
+        return counts
+
+    def proposal(self, slot: int) -> np.ndarray:
+        return np.array(self._of(slot).proposal.tokens, np.int32)
+
+    def _tire(self, slot: int, count: int) -> None:
+        drafted = self._of(slot)
+        drafted.idle = 0 if count else drafted.idle + 1
+        if self._lengths.adaptive and drafted.idle >= PATIENCE:
+            self._table.alone[slot] = drafted.request.sampling.may_force
+
+    # ------------------------------------------------------------------ what came of them
+
+    def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
+        """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
+        assert plan.draft_counts is not None
+        cost = self._lengths.cost
+        if device_s > 0.0 and (plan.counts - plan.draft_counts == 1).all():
+            plain_s = cost.seconds(plan.num_rows)
+            gained = float(accepted[live].sum()) / plan.num_rows
+            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s
+        for row in np.flatnonzero(live & (plan.draft_counts > 0)).tolist():
+            drafted = self._drafted[int(plan.slots[row])]
+            count, right = int(plan.draft_counts[row]), int(accepted[row])
+            self.stats.steps += 1
+            self.stats.drafted += count
+            for place in range(right):
+                self.stats.accepted[place] += 1
+            if drafted is None:  # preempted meanwhile
+                continue
+            drafted.request.drafts = (count, right)
+            self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
+
+    def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
+        """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
+        None if it was planned ahead."""
+        self._lengths.cost.observe(tokens, device_s)
+        if host_s is not None and device_s > 0.0:
+            self._lengths.cost.observe_host(host_s)
+
+    def _rehearse(self, slot: int, rows: int) -> None:
+        """See what drafts would have done for the tokens that came without them."""
+        drafted = self._of(slot)
+        known = int(self._table.known[slot])
+        if drafted.known < 0:
+            self._catch_up(slot, drafted)
+            return
+        tokens = self._table.tokens[slot, drafted.known : known].tolist()
+        at, steps, right = 0, 0, 0
+        while at < len(tokens):
+            proposal = self._drafter.propose(slot, min(self._k, len(tokens) - at))
+            accepted = _common(proposal.tokens, tokens[at:])
+            if proposal.tokens:
+                self._lengths.learn(proposal, accepted, drafted.trials)
+            new = tokens[at : at + accepted + 1]
+            self._drafter.extend(slot, new)
+            at, steps, right = at + len(new), steps + 1, right + accepted
+        drafted.known = known
+        if right:
+            length = max(1, round(right / steps))
+            chances = np.full(length, min(1.0, right / steps / length))
+            if any(self._lengths.choose(rows, [chances] * rows)):
+                drafted.idle = 0
+                self._table.alone[slot] = True
+
+    def _catch_up(self, slot: int, drafted: _Drafted) -> None:
+        """The drafter learns of the tokens that it does not know."""
+        known = int(self._table.known[slot])
+        tokens = self._table.tokens[slot]
+        request = drafted.request
+        if drafted.known < 0:
+            whose = f"{request.tenant}\x00{request.cache_salt}"
+            self._drafter.admit(slot, tokens[:known], whose, request.prompt_len)
+        elif drafted.known < known:
+            self._drafter.extend(slot, tokens[drafted.known : known].tolist())
+        drafted.known = known
+
+    def _of(self, slot: int) -> _Drafted:
+        drafted = self._drafted[slot]
+        assert drafted is not None, f"slot {slot} holds no request"
+        return drafted
+
+
+def _first(proposal: Proposal, count: int) -> Proposal:
+    return Proposal(proposal.tokens[:count], proposal.survival[:count], proposal.support)
+
+
+def _common(drafts: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many leading drafts are the tokens."""
+    for place, (draft, token) in enumerate(zip(drafts, tokens, strict=False)):
+        if draft != token:
+            return place
+    return min(len(drafts), len(tokens))

@@ -1,0 +1,77 @@
+"""Verification: the tokens of rows with drafts, and what a grammar adds to a token.
+
+A draft is right if it is what would have been drawn: position by position the target's own token is drawn,
+with all processors and the noise of (seed, position), and the next position counts as long as draft and
+token are the same. So a request's tokens are those that it has without drafts, sampled ones too; and for a
+draft that is a single token the probability of acceptance is that of rejection sampling
+(arXiv:2211.17192, arXiv:2302.01318).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from penstock.decoding.params import RowLogprobs
+from penstock.engine.request_rows import BROKEN, TokenSampler, draw
+
+
+class Drawn(NamedTuple):
+    """tokens: int32[R, S], filled up with -1; a row that can't be drawn begins with BROKEN.
+    logprobs: by row, of all its tokens."""
+
+    tokens: np.ndarray
+    logprobs: dict[int, RowLogprobs]
+
+
+def verify(
+    sampler: TokenSampler,
+    logits: np.ndarray,
+    places: np.ndarray,
+    slots: np.ndarray,
+    positions: np.ndarray,
+    drafts: Sequence[np.ndarray],
+) -> Drawn:
+    """Draw for R rows. Row r's logits are those of `places[r]` and as many after it as it has `drafts`
+    (int32[k]); its first token is that of `positions[r]`. All int32[R]."""
+    rows = np.arange(len(slots), dtype=np.int32)
+    tokens: list[list[int]] = [[] for _ in rows]
+    parts: dict[int, list[RowLogprobs]] = {}
+    step = 0
+    while len(rows):
+        drawn, logprobs = draw(sampler, logits, places[rows] + step, slots[rows], positions[rows] + step)
+        for i, part in logprobs.items():
+            parts.setdefault(int(rows[i]), []).append(part)
+        goes_on = []
+        for row, token in zip(rows.tolist(), drawn.tolist(), strict=True):
+            if token == BROKEN:
+                tokens[row] = [BROKEN]
+                continue
+            tokens[row].append(token)
+            if step < len(drafts[row]) and drafts[row][step] == token:
+                goes_on.append(row)
+        rows = np.array(goes_on, np.int32)
+        step += 1
+    for row, slot in enumerate(slots.tolist()):
+        if tokens[row][0] != BROKEN:
+            tokens[row].extend(sampler.take_forced(slot))
+    return Drawn(_filled(tokens), {row: _joined(several) for row, several in parts.items()})
+
+
+def _filled(tokens: list[list[int]]) -> np.ndarray:
+    table = np.full((len(tokens), max(map(len, tokens), default=1)), -1, np.int32)
+    for row, several in enumerate(tokens):
+        table[row, : len(several)] = several
+    return table
+
+
+def _joined(parts: list[RowLogprobs]) -> RowLogprobs:
+    if len(parts) == 1:
+        return parts[0]
+    return RowLogprobs(
+        chosen=np.concatenate([part.chosen for part in parts]),
+        top_ids=np.concatenate([part.top_ids for part in parts]),
+        top=np.concatenate([part.top for part in parts]),
+    )
