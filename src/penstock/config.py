@@ -26,15 +26,38 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who drafts tokens for the model to verify, and how many."""
 
     method: Annotated[
-        Literal["ngram", "suffix"],
+        Literal["ngram", "suffix", "draft", "self"],
         Meta(
-            description="ngram: what followed the last tokens before; suffix: also in answers of the tenant"
+            description="ngram: what followed the last tokens before; suffix: also in answers of the tenant; "
+            "draft: a smaller model; self: the model's own first layers"
         ),
     ]
     k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 8
     adaptive: Annotated[
         bool, Meta(description="fewer drafts, or none, where by the measured costs they do not pay")
     ] = True
+    model: Annotated[str | None, Meta(description="of method draft: catalogue name, GGUF file or folder")] = (
+        None
+    )
+    backend: Annotated[
+        Literal["auto", "cpu", "reference"], Meta(description="of the draft model, as the engine's")
+    ] = "auto"
+    weights: Annotated[
+        Literal["file", "float32", "bf16", "int8", "int4"], Meta(description="of the draft model")
+    ] = "file"
+    threads: Annotated[PositiveInt | None, Meta(description="of the draft model; None: as the engine")] = None
+    kv_bytes: Annotated[
+        PositiveInt | None, Meta(description="bytes of the draft model's KV; None: a quarter of the engine's")
+    ] = None
+    layers: Annotated[
+        PositiveInt | None, Meta(description="of method self: layers that draft; None: a third of all")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if (self.method == "draft") != (self.model is not None):
+            raise ConfigError(
+                f"speculation.model: {self.model}; method draft needs a model, the others take none"
+            )
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ import pytest
 from tiny_models import make_tiny
 from token_engine import Answer, TokenEngine, same_logprobs
 
+from penstock.decoding.drafting.ngram import NgramDrafter
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
@@ -46,6 +47,7 @@ LOGPROB_TOLERANCE = 1e-4  # float32, other batch shapes
 class Setup(msgspec.Struct):
     """What a feature may change. `settings` are the engine's, `rounds` how often the requests run."""
 
+    path: Path
     settings: dict[str, Any]
     sampling: dict[str, Any]
     fields: dict[str, Any]
@@ -125,6 +127,25 @@ def _thinking(setup: Setup) -> None:
     setup.sampling.update(thinking=spec)
 
 
+def _drafts(**speculation: Any) -> Callable[[Setup], None]:
+    def draft(setup: Setup) -> None:
+        setup.settings["speculation"] = {"k": 4, "adaptive": False, **speculation}
+
+    return draft
+
+
+def _draft_model(setup: Setup) -> None:
+    # The model itself, coarser: right often, not always.
+    _drafts(method="draft", model=str(setup.path), weights="int8")(setup)
+
+
+DRAFTERS: dict[str, Callable[[Setup], None]] = {
+    "n-gram drafts": _drafts(method="ngram"),
+    "suffix drafts": _drafts(method="suffix"),
+    "draft model": _draft_model,
+    "self-drafting": _drafts(method="self"),
+}
+
 FEATURES: dict[str, Callable[[Setup], None]] = {
     "async depth 1": _depth,
     "windows of steps": _window,
@@ -139,6 +160,7 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "stop ids, min tokens": _stops,
     "grammar": _grammar,
     "thinking budget": _thinking,
+    **DRAFTERS,
     "tenants, priorities": _tenants,
     "cancelled neighbours": _neighbours,
 }
@@ -177,11 +199,14 @@ def run_features(path: Path, names: tuple[str, ...]) -> tuple[Setup, list[list[A
     """Run the prompts with the named features on. Answers per round."""
     block_bytes, blocks_for = _block_shape(path)
     settings = {**PLAIN, "kv_bytes": 2**22}
-    setup = Setup(settings=settings, sampling={}, fields={}, block_bytes=block_bytes, blocks_for=blocks_for)
+    setup = Setup(path, settings, {}, {}, block_bytes, blocks_for)
     for name in names:
         FEATURES[name](setup)
     rounds = []
     with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, max_running=8, **setup.settings) as engine:
+        if "n-gram drafts" in names:
+            # A random model seldom repeats two tokens.
+            engine.core.scheduler.drafts._drafter = NgramDrafter(shortest=1)
         engine.core._step_log = lambda plan, result: _count_window(setup, plan.window)
         for number in range(setup.rounds):
             ids = _submit_all(engine, setup, number)
@@ -238,7 +263,7 @@ def _check_that_it_happened(
     if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
         assert engine.core.scheduler.preemptions > 0
     # Someone always waits where all can't run at once, and penalties are the host's work.
-    by_host = {"preemption", "seeded sampling, penalties", "grammar", "thinking budget"}
+    by_host = {"preemption", "seeded sampling, penalties", "grammar", "thinking budget", *DRAFTERS}
     if "thinking budget" in names:
         longest = THINKING_BUDGET + len(THINKING_END)
         for answer in itertools.chain(*rounds):
@@ -252,12 +277,21 @@ def _check_that_it_happened(
     if "n > 1" in names and not {"preemption", "prompt logprobs", "tenants, priorities"} & set(names):
         assert sum(answer.cached_tokens for answer in rounds[0]) > 60
 
+    if names[0] in DRAFTERS or names[-1] in DRAFTERS:
+        assert engine.core.progress().draft_steps > 0
 
-PAIRS = [(name,) for name in FEATURES] + list(itertools.combinations(FEATURES, 2))
+
+def _groups(size: int) -> list[tuple[str, ...]]:
+    """All groups of so many features, of which one at most drafts."""
+    groups = itertools.combinations(FEATURES, size)
+    return [names for names in groups if len(DRAFTERS.keys() & set(names)) < 2]
+
+
+PAIRS = [*_groups(1), *_groups(2)]
 
 
 def _oracle_key(names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    setup = Setup(settings={}, sampling={}, fields={}, block_bytes=1, blocks_for=lambda tokens, chunk: tokens)
+    setup = Setup(Path(), {}, {}, {}, 1, lambda tokens, chunk: tokens)
     for name in names:
         FEATURES[name](setup)
     return tuple(sorted(setup.sampling.items()))
@@ -273,7 +307,7 @@ def test_features_together_give_the_plain_tokens(model, names, models, plain):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("names", list(itertools.combinations(FEATURES, 3)), ids=" + ".join)
+@pytest.mark.parametrize("names", _groups(3), ids=" + ".join)
 def test_three_features_together_give_the_plain_tokens(model, names, models, plain):
     """Red if it takes three features to disturb each other."""
     arch = MODELS[model]
@@ -282,7 +316,11 @@ def test_three_features_together_give_the_plain_tokens(model, names, models, pla
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [tuple(FEATURES), ("async depth 1", "prefix cache", "chunked prefill", "preemption")]
+    "names",
+    [
+        tuple(name for name in FEATURES if name not in DRAFTERS or name == "suffix drafts"),
+        ("async depth 1", "prefix cache", "chunked prefill", "preemption"),
+    ],
 )
 def test_the_real_model_agrees_with_all_features_on(names, smollm2_path):
     """Red if what holds for tiny models does not hold for a real one."""
@@ -298,10 +336,14 @@ def table() -> str:
     names = list(FEATURES)
     rows = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name in names:
-        rows.append(
-            f"| **{name}** | " + " | ".join("—" if other == name else "yes" for other in names) + " |"
-        )
+        rows.append(f"| **{name}** | " + " | ".join(_pair(name, other) for other in names) + " |")
     return "\n".join(rows)
+
+
+def _pair(name: str, other: str) -> str:
+    if name == other:
+        return "—"
+    return "one drafter at a time" if {name, other} <= DRAFTERS.keys() else "yes"
 
 
 def test_the_documented_table_is_the_tested_one():

@@ -56,7 +56,9 @@ class CoreBench:
             speculation=SpeculationSettings(method="ngram", k=drafts, adaptive=False) if drafts else None,
         )
         self.drafter = HashDrafter(right_drafts) if drafts else None
-        self.core = assemble_core(shape, self.device, self._sink, self.clock, drafter=self.drafter)
+        self.core = assemble_core(
+            shape, self.device, self._sink, self.clock, make_drafter=lambda kv: self.drafter
+        )
         self._stream = stream
         self._serial = 0
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -64,9 +64,9 @@ def assemble_core(
     sink: Sink,
     clock: Clock,
     grammars: GrammarStore | None = None,
-    drafter: HostDrafter | None = None,
+    make_drafter: Callable[[KVResource], HostDrafter] | None = None,
 ) -> EngineCore:
-    """Wire table, policy, KV, scheduler and loop over `device`. drafter: of `shape.speculation`."""
+    """Wire table, policy, KV, scheduler and loop over `device`. make_drafter: of `shape.speculation`."""
     table = RequestTable(shape.num_slots, shape.max_context)
     kv = KVResource(
         layout=shape.layout,
@@ -80,8 +80,9 @@ def assemble_core(
     longest_window = shape.window if isinstance(device, WindowDevice) else 1
     resources: list[Resource] = [kv]
     drafts = None
-    if shape.speculation is not None and drafter is not None:
-        drafts = Speculation(table, drafter, shape.speculation.k, shape.speculation.adaptive)
+    if shape.speculation is not None and make_drafter is not None:
+        speculation = shape.speculation
+        drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.adaptive)
         resources.append(drafts)
     scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(
@@ -209,7 +210,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.decoding.drafting.make import make_drafter
+    from penstock.engine.make_drafter import make_drafter
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -246,8 +247,10 @@ def build_engine(
         speculation=settings.speculation,
     )
     grammars = _grammars(path, spec.vocab_size)
-    runner = _runner(model, layout, num_blocks, shape, grammars)
-    core = assemble_core(shape, runner, sink, time.monotonic, grammars, make_drafter(settings.speculation))
+    pool = model.allocate_kv(layout, num_blocks)
+    runner = _runner(model, pool, layout, shape, grammars)
+    drafter = partial(make_drafter, settings, model, pool, shape)
+    core = assemble_core(shape, runner, sink, time.monotonic, grammars, drafter)
     timer.lap("engine_s")
     ready = Ready(
         model_id=public_name(settings.model),
@@ -276,7 +279,7 @@ def _grammars(path: Path, vocab_size: int) -> GrammarStore:
 
 
 def _runner(
-    model: Model | LoweredModel, layout: KVLayout, num_blocks: int, shape: CoreShape, grammars: GrammarStore
+    model: Model | LoweredModel, pool: Any, layout: KVLayout, shape: CoreShape, grammars: GrammarStore
 ) -> Device:
     """The device that fits the model: native steps that draw their tokens, or operation by operation."""
     from penstock.decoding.native import NativeSampler
@@ -293,7 +296,6 @@ def _runner(
     }
     vocab_size = model.spec.vocab_size
     if isinstance(model, LoweredModel):
-        model.allocate_kv(layout, num_blocks)
         executable = model.executable
         sampler = NativeSampler(
             shape.num_slots,
@@ -304,8 +306,7 @@ def _runner(
         )
         step_drafts = 0 if shape.speculation is None else STEP_DRAFTS
         return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts)
-    kv = model.allocate_kv(layout, num_blocks)
-    return ModelRunner(model, kv, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
+    return ModelRunner(model, pool, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
 
 
 def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:

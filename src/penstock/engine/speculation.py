@@ -5,7 +5,8 @@
 A request that is drafted for is planned only when its last token is known (`RequestTable.alone`), and while
 there is one the engine runs step by step: windows and steps ahead are given up for it. So a request for which
 drafts do not pay goes back to plain decoding. From then on they are tried on what it generated, without
-a device (`_rehearse`): as soon as they would have paid, it is drafted for again.
+a device (`_rehearse`): as soon as they would have paid, it is drafted for again. Drafters that are models
+are tried again after a while instead.
 
 Invariant: which tokens are drafted changes what a step costs, never what is drawn.
 """
@@ -17,26 +18,29 @@ from typing import Any
 
 import numpy as np
 
-from penstock.decoding.drafting.drafter import NOTHING, HostDrafter, Proposal
+from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, HostDrafter, Proposal
 from penstock.engine.draft_length import DraftLengths, Trials
 from penstock.engine.plan import DraftStats, StepPlan
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
 
 PATIENCE = 4  # steps without a draft after which a request decodes plainly
+FIRST_REST, LONGEST_REST = 128, 1024  # tokens until a drafter that has its price is tried again
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
 
 class _Drafted:
     """What is remembered of a request in a slot."""
 
-    __slots__ = ("idle", "known", "proposal", "request", "trials")
+    __slots__ = ("appetite", "idle", "known", "proposal", "request", "rest", "tired_at", "trials")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.known = -1  # tokens that the drafter knows; -1: it does not know the request
         self.idle = 0  # steps without a draft, one after the other
         self.proposal = NOTHING
+        self.appetite = 4  # drafts to ask for where each has its price
+        self.rest, self.tired_at = FIRST_REST, 0  # tokens; known tokens when it began
         self.trials = Trials()
 
 
@@ -77,7 +81,10 @@ class Speculation:
         if not len(plain) or not self._lengths.may_pay(len(slots), self._k):
             return
         for slot in plain.tolist():
-            self._rehearse(slot, len(slots))
+            if isinstance(self._drafter, BatchDrafter):
+                self._rest(slot)
+            else:
+                self._rehearse(slot, len(slots))
 
     def release(self, slot: int) -> None:
         drafted = self._of(slot)
@@ -101,19 +108,29 @@ class Speculation:
         if not wanted:
             return counts
         most = min(self._k, STEP_DRAFTS // len(wanted))
-        proposals = []
-        for i in wanted:
-            slot = int(rows[i])
+        slots = rows[wanted].tolist()
+        # The last token is drawn, not drafted.
+        rooms = np.minimum(table.limit[slots] - table.known[slots] - 1, most).tolist()
+        survivals = []
+        for slot, proposal in zip(slots, self._proposals(slots, rooms), strict=True):
             drafted = self._of(slot)
-            # The last token is drawn, not drafted.
-            room = min(most, int(table.limit[slot] - table.known[slot]) - 1)
-            self._catch_up(slot, drafted)
-            drafted.proposal = self._drafter.propose(slot, room) if room > 0 else NOTHING
-            proposals.append(self._lengths.survival(drafted.proposal, drafted.trials))
-        for i, count in zip(wanted, self._lengths.choose(len(rows), proposals), strict=True):
+            drafted.proposal = proposal
+            survivals.append(self._lengths.survival(proposal, drafted.trials))
+        for i, slot, count in zip(wanted, slots, self._lengths.choose(len(rows), survivals), strict=True):
             counts[i] = count
-            self._tire(int(rows[i]), count)
+            self._tire(slot, count)
         return counts
+
+    def _proposals(self, slots: list[int], rooms: list[int]) -> list[Proposal]:
+        for slot in slots:
+            self._catch_up(slot, self._of(slot))
+        if not isinstance(self._drafter, BatchDrafter):
+            return [self._drafter.propose(slot, room) for slot, room in zip(slots, rooms, strict=True)]
+        if self._lengths.adaptive:
+            # Each draft has its price here: no more than were of use lately, and one or two to find out more.
+            appetites = [self._of(slot).appetite for slot in slots]
+            rooms = [min(room, appetite) for room, appetite in zip(rooms, appetites, strict=True)]
+        return self._drafter.propose_all(slots, rooms)
 
     def proposal(self, slot: int) -> np.ndarray:
         return np.array(self._of(slot).proposal.tokens, np.int32)
@@ -123,6 +140,7 @@ class Speculation:
         drafted.idle = 0 if count else drafted.idle + 1
         if self._lengths.adaptive and drafted.idle >= PATIENCE:
             self._table.alone[slot] = drafted.request.sampling.may_force
+            drafted.tired_at = int(self._table.known[slot])
 
     # ------------------------------------------------------------------ what came of them
 
@@ -144,6 +162,7 @@ class Speculation:
             if drafted is None:  # preempted meanwhile
                 continue
             drafted.request.drafts = (count, right)
+            drafted.appetite = max(2, right + 2)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
@@ -152,6 +171,14 @@ class Speculation:
         self._lengths.cost.observe(tokens, device_s)
         if host_s is not None and device_s > 0.0:
             self._lengths.cost.observe_host(host_s)
+
+    def _rest(self, slot: int) -> None:
+        """A drafter that has its price is tried again after a while, each time after a longer one."""
+        drafted = self._of(slot)
+        if int(self._table.known[slot]) - drafted.tired_at >= drafted.rest:
+            drafted.rest = min(2 * drafted.rest, LONGEST_REST)
+            drafted.idle, drafted.appetite = 0, 4
+            self._table.alone[slot] = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from penstock.errors import ConfigError
@@ -58,6 +59,7 @@ class Model:
         self.spec = spec
         self.ops = ops
         self.context = context or spec.max_context
+        self._weights = weights
         self._embed = weights["embed"]
         self._head = weights["embed"] if spec.tied_head else weights["head"]
         self._final_norm = weights["final_norm"]
@@ -85,6 +87,12 @@ class Model:
             delta = self._feed(layer, w, h)
             x, h = ops.add_rms_norm(x, delta, after, eps, post_gain=w.get("ffn_post_norm"), scale=scale)
         return h
+
+    def first_layers(self, count: int) -> Model:
+        """The first `count` layers and the head, over the same weights; its KV is that of these layers."""
+        spec = msgspec.structs.replace(self.spec, layers=self.spec.layers[:count])
+        layers = [tensors for _, tensors in self._layers[:count]]
+        return Model(spec, self.ops, self._weights, layers, self.context)
 
     def logits(self, hidden: Any) -> Any:
         """hidden float32[n, d] (rows of what `forward` returned) -> float32[n, V]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from penstock.kernels.backend import ProgramBackend
@@ -35,6 +36,7 @@ class LoweredModel:
         self.spec = spec
         self.context = context or spec.max_context
         self._backend = backend
+        self._weights, self._layers = weights, layers
         self.executable = backend.compile(lower(spec, weights, layers, self.context))
         self._bound: NativePool | None = None
 
@@ -49,6 +51,14 @@ class LoweredModel:
         if pool is not self._bound:
             self.executable.bind_kv(pool.data, pool.layout)
             self._bound = pool
+
+    def first_layers(self, count: int, kv: NativePool) -> LoweredModel:
+        """The first `count` layers and the head, over the same weights and the pool of all layers."""
+        spec = msgspec.structs.replace(self.spec, layers=self.spec.layers[:count])
+        model = LoweredModel(spec, self._backend, self._weights, self._layers[:count], self.context)
+        layout = msgspec.structs.replace(kv.layout, layer_place=kv.layout.layer_place[:count])
+        model.bind(NativePool(kv.data, layout))
+        return model
 
     def forward(self, batch: Batch, kv: NativePool) -> np.ndarray:
         """float32[T, d]: every token's hidden state after the final norm, ready for `logits`."""

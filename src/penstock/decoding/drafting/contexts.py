@@ -57,7 +57,7 @@ class ContextIndex:
         keys = self._keys(tokens)[skipped:]
         self.tokens.frombytes(np.ascontiguousarray(tokens, np.int32).tobytes())
         recent = np.array(self.tokens[-self.depth :], ">i4")[::-1].tobytes()
-        self.context = recent + self.context[: self._width - len(recent)]
+        self.context = recent + _pack(NO_TOKEN) * (self.depth - len(recent) // _WIDTH)
         for first in range(0, len(keys), MAX_RUN):
             part = keys[first : first + MAX_RUN]
             run = self._run(len(part))

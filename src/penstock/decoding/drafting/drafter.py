@@ -8,7 +8,7 @@ what is generated. A host drafter needs nothing of the device: it knows tokens a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Struct
@@ -60,4 +60,13 @@ class HostDrafter(Protocol):
     def release(self, slot: int, finished: bool = False) -> None:
         """The request left the slot; a free one may be released again. finished: its output is complete and
         may serve others of its tenant; the caller asks the request's cache policy."""
+        ...
+
+
+@runtime_checkable
+class BatchDrafter(HostDrafter, Protocol):
+    """One that drafts for several requests at once, at a price for each draft."""
+
+    def propose_all(self, slots: Sequence[int], most: Sequence[int]) -> list[Proposal]:
+        """Up to most[i] tokens to come next in slots[i]; none where most[i] is 0."""
         ...

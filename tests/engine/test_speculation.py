@@ -1,0 +1,260 @@
+"""Drafts change what a step costs, never what is drawn. And acceptance, which equality does not show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import VOCAB_SIZE, make_tiny
+from token_engine import Answer, TokenEngine
+
+from penstock.decoding.drafting.drafter import Proposal
+from penstock.decoding.params import TokenSampling
+
+K = 5
+NEW_TOKENS = 24
+SIZES: dict[str, Any] = {"block_size": 4, "max_context": 96, "kv_bytes": 2**22, "weights": "float32"}
+RANDOM = np.random.default_rng(7)
+PROMPTS = [RANDOM.integers(5, 250, count).tolist() for count in (3, 17, 40)] + [[200, 201, 202, 203] * 6]
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.9, "top_p": 0.95},
+    "every processor": {
+        "temperature": 0.8,
+        "top_k": 50,
+        "min_p": 0.01,
+        "typical_p": 0.95,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.2,
+        "logit_bias": ((70, 3.0), (80, -4.0)),
+        "bad_words": ((71, 72), (90,)),
+        "stop_token_ids": tuple(range(0, VOCAB_SIZE, 9)),
+        "min_tokens": 6,
+    },
+}
+
+
+class KnowsTheAnswers:
+    """A drafter of known answers; `is_wrong(call, place)` says which of its tokens are not those."""
+
+    name = "answers"
+
+    def __init__(self, known: list[tuple[list[int], list[int]]], is_wrong: Any) -> None:
+        self._known, self._is_wrong = known, is_wrong
+        self._tokens: dict[int, list[int]] = {}
+        self._calls = 0
+
+    def admit(self, slot: int, tokens: np.ndarray, tenant: str, prompt_len: int | None = None) -> None:
+        self._tokens[slot] = tokens.tolist()
+
+    def extend(self, slot: int, tokens: Any) -> None:
+        self._tokens[slot].extend(tokens)
+
+    def release(self, slot: int, finished: bool = False) -> None:
+        self._tokens.pop(slot, None)
+
+    def propose(self, slot: int, most: int) -> Proposal:
+        tokens = self._tokens[slot]
+        prompt, answer = next(
+            (prompt, answer)
+            for prompt, answer in self._known
+            if [*prompt, *answer][: len(tokens)] == tokens and len(tokens) >= len(prompt)
+        )
+        self._calls += 1
+        drafts = answer[len(tokens) - len(prompt) :][:most]
+        drafts = [
+            (token + 1) % VOCAB_SIZE if self._is_wrong(self._calls, i) else token
+            for i, token in enumerate(drafts)
+        ]
+        return Proposal(drafts, [1.0] * len(drafts), 1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+def _sampling(seed: int, fields: dict[str, Any]) -> TokenSampling:
+    return TokenSampling(max_tokens=NEW_TOKENS, seed=seed, **fields)
+
+
+def _plain(model: Path, fields: dict[str, Any], backend: str = "cpu") -> list[Answer]:
+    settings = {"async_depth": 0, "window": 1, "prefix_cache": False, "backend": backend}
+    with TokenEngine(model, **settings, **SIZES) as engine:
+        return [engine.alone(prompt, _sampling(i, fields)) for i, prompt in enumerate(PROMPTS)]
+
+
+def _engine(model: Path, speculation: dict[str, Any], **settings: Any) -> TokenEngine:
+    return TokenEngine(model, speculation={"k": K, "adaptive": False, **speculation}, **{**SIZES, **settings})
+
+
+def _all_at_once(engine: TokenEngine, fields: dict[str, Any], name: str = "") -> list[Answer]:
+    for i, prompt in enumerate(PROMPTS):
+        engine.submit(f"{name}{i}", prompt, _sampling(i, fields))
+    engine.run()
+    return [engine.answers[f"{name}{i}"] for i in range(len(PROMPTS))]
+
+
+def _same(answers: list[Answer], expected: list[Answer]) -> None:
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.tokens, answer.finish) == (other.tokens, other.finish)
+
+
+def _acceptance(engine: TokenEngine) -> tuple[int, list[int]]:
+    drafts = engine.core.scheduler.drafts
+    assert drafts is not None
+    return drafts.stats.drafted, drafts.stats.accepted
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("fields", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_tokens_are_the_same_whatever_length_is_accepted(
+    llama: Path, fields: dict[str, Any], backend: str
+) -> None:
+    """Red if a rejected draft leaves a trace (KV, penalties, noise), or an accepted one is not counted."""
+    plain = _plain(llama, fields, backend)
+    known = [(prompt, answer.tokens) for prompt, answer in zip(PROMPTS, plain, strict=True)]
+    lengths = set()
+    for right in range(K + 1):
+        with _engine(llama, {"method": "ngram"}, backend=backend) as engine:
+            # After `right` right drafts one is wrong.
+            drafter = KnowsTheAnswers(known, lambda call, place, right=right: place == right)
+            engine.core.scheduler.drafts._drafter = drafter  # type: ignore[union-attr]
+            _same(_all_at_once(engine, fields), plain)
+            accepted = _acceptance(engine)[1]
+            assert all(accepted[:right]) and not any(accepted[right:])
+            lengths.add(sum(map(bool, accepted)))
+    assert lengths == set(range(K + 1))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen3_moe", "gpt_oss"])
+def test_a_draft_model_that_is_the_target_is_always_right(arch: str, tmp_path: Path) -> None:
+    """Red if the drafter's KV or positions differ from the target's: equality of tokens would not show it.
+
+    Twice: the second time the target takes its prompts from the prefix cache, which the drafter does not
+    have; a pool that preempts is a third.
+    """
+    model = make_tiny(arch, tmp_path)
+    plain = _plain(model, {"temperature": 0.0})
+    speculation = {"method": "draft", "model": str(model), "weights": "float32", "kv_bytes": 2**22}
+    with _engine(model, speculation) as engine:
+        rates = []
+        for turn in ("first", "second"):
+            before = sum(_acceptance(engine)[1]), _acceptance(engine)[0]
+            _same(_all_at_once(engine, {"temperature": 0.0}, turn), plain)
+            drafted, accepted = _acceptance(engine)
+            rates.append((sum(accepted) - before[0]) / (drafted - before[1]))
+        assert rates == [1.0, 1.0]
+        assert engine.core.progress().cached_tokens > 0
+
+
+def test_drafting_survives_preemption_with_every_draft_right(llama: Path) -> None:
+    """Red if a request that comes back finds an older state of its drafter."""
+    plain = _plain(llama, {"temperature": 0.0})
+    speculation = {"method": "draft", "model": str(llama), "weights": "float32", "kv_bytes": 2**22}
+    with _engine(llama, speculation) as probe:
+        layout = probe.core.kv.layout
+    kv_bytes = (layout.blocks_for(96, 512) + 8) * layout.block_bytes
+    with _engine(llama, speculation, kv_bytes=kv_bytes) as engine:
+        _same(_all_at_once(engine, {"temperature": 0.0}), plain)
+        assert engine.core.scheduler.preemptions > 0
+        drafted, accepted = _acceptance(engine)
+        assert sum(accepted) == drafted
+
+
+def test_a_noisy_copy_of_the_target_reaches_every_accepted_length(llama: Path, tmp_path: Path) -> None:
+    """Red if some accepted length can't occur, or loses tokens when it does."""
+    from safetensors.numpy import load_file, save_file
+
+    noisy = tmp_path / "noisy"
+    shutil.copytree(llama, noisy)
+    weights = load_file(noisy / "model.safetensors")
+    noise = np.random.default_rng(3)
+    for name, values in weights.items():
+        if values.ndim > 1:
+            weights[name] = values + noise.normal(0, 0.04 * values.std(), values.shape).astype(values.dtype)
+    save_file(weights, noisy / "model.safetensors", metadata={"format": "pt"})
+    plain = _plain(llama, {"temperature": 0.0})
+    speculation = {"method": "draft", "model": str(noisy), "weights": "float32"}
+    with _engine(llama, speculation) as engine:
+        lengths: set[int] = set()
+        drafts = engine.core.scheduler.drafts
+        assert drafts is not None
+        verified = drafts.verified
+
+        def watch(plan: Any, live: Any, accepted: Any, device_s: float) -> None:
+            full = plan.draft_counts == K
+            lengths.update(accepted[full & live].tolist())
+            verified(plan, live, accepted, device_s)
+
+        drafts.verified = watch  # type: ignore[method-assign]
+        _same(_all_at_once(engine, {"temperature": 0.0}), plain)
+        assert lengths == set(range(K + 1))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_self_drafts_are_those_of_the_model_cut_after_its_first_layers(
+    llama: Path, tmp_path: Path, layers: int
+) -> None:
+    """Red if the exit, the shared KV or the lookahead differ. The oracle: transformers on the cut model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    cut = tmp_path / "cut"
+    shutil.copytree(llama, cut)
+    config = json.loads((cut / "config.json").read_text())
+    config["num_hidden_layers"] = layers
+    (cut / "config.json").write_text(json.dumps(config))
+    oracle = AutoModelForCausalLM.from_pretrained(cut, dtype=torch.float32)
+    plain = _plain(llama, {"temperature": 0.0})
+    with _engine(llama, {"method": "self", "layers": layers}) as engine:
+        drafter = engine.core.scheduler.drafts._drafter  # type: ignore[union-attr]
+        seen = []
+        propose_all = drafter.propose_all
+
+        def watch(slots: list[int], most: list[int]) -> list[Proposal]:
+            proposals = propose_all(slots, most)
+            tokens = [list(drafter._requests[slot].tokens) for slot in slots]
+            seen.extend(zip(tokens, [proposal.tokens for proposal in proposals], strict=True))
+            return proposals
+
+        drafter.propose_all = watch
+        _same(_all_at_once(engine, {"temperature": 0.0}), plain)
+    checked = 0
+    for tokens, drafts in seen[:: max(1, len(seen) // 20)]:
+        if drafts:
+            ids = torch.tensor([tokens])
+            with torch.no_grad():
+                for draft in drafts:
+                    best = int(oracle(ids).logits[0, -1].argmax())
+                    assert draft == best
+                    ids = torch.cat([ids, torch.tensor([[best]])], dim=1)
+            checked += 1
+    assert checked > 5
+
+
+def test_a_drafter_without_room_sits_out(llama: Path) -> None:
+    """Red if a draft pool that is too small fails a request, or blocks others."""
+    plain = _plain(llama, {"temperature": 0.0})
+    speculation = {"method": "draft", "model": str(llama), "weights": "float32", "kv_bytes": 1}
+    with _engine(llama, speculation) as engine:
+        _same(_all_at_once(engine, {"temperature": 0.0}), plain)
+        assert _acceptance(engine)[0] < 40
+
+
+def test_adaptive_lengths_give_the_same_tokens(llama: Path) -> None:
+    """Red if switching drafts off and on again, between windows and single steps, changes a token."""
+    plain = _plain(llama, {"temperature": 0.0})
+    known = [(prompt, answer.tokens) for prompt, answer in zip(PROMPTS, plain, strict=True)]
+    for wrong in (lambda call, place: True, lambda call, place: call % 7 > 2, lambda call, place: False):
+        with _engine(llama, {"method": "ngram", "adaptive": True}, window=8) as engine:
+            engine.core.scheduler.drafts._drafter = KnowsTheAnswers(known, wrong)  # type: ignore[union-attr]
+            for i, prompt in enumerate(PROMPTS):
+                engine.submit(f"{i}", prompt, _sampling(i, {"temperature": 0.0}), stream=i % 2 == 0)
+            engine.run()
+            _same([engine.answers[f"{i}"] for i in range(len(PROMPTS))], plain)
