@@ -123,6 +123,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenant_weights: Annotated[
         dict[str, float], Meta(description="share of tokens per tenant under contention; 1 where absent")
     ] = {}
+    thinking_stop_sentence: Annotated[
+        str,
+        Meta(description="last words of reasoning that a thinking budget ends; part of the budget"),
+    ] = ""
     speculation: Annotated[
         SpeculationSettings | None,
         Meta(description='drafter, such as {"method": "suffix", "k": 8}; None: off'),

@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "frequency_penalty": (-2.0, 2.0, False),
     "seed": (-(2**63), 2**64 - 1, False),
     "max_tokens": (1, math.inf, False),
+    "thinking_budget": (-1, math.inf, False),
     "logprobs": (0, MAX_LOGPROBS, False),
     "prompt_logprobs": (0, MAX_LOGPROBS, False),
 }
@@ -67,6 +68,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    # Tokens of reasoning at most, in all sections of an answer; then its end is forced. -1: any number.
+    # A model that does not reason is not affected.
+    thinking_budget: int | None = None
     seed: int | None = None
     logprobs: int | None = None  # top-N beside the chosen token; 0: the chosen one only
     prompt_logprobs: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from penstock.decoding.params import TokenSampling
+from penstock.decoding.thinking import Marker, ThinkingSpec
 
 NEVER = -math.inf
 
@@ -26,6 +27,8 @@ def noise(seed: int, position: int) -> float:
 
 def next_token(logits: list[float], prompt: list[int], output: list[int], s: TokenSampling) -> int:
     """The token that follows prompt + output."""
+    if s.thinking is not None and (token := forced_token(prompt, output, s.thinking)) is not None:
+        return token
     scores = penalized(logits, prompt, output, s)
     if s.allowed_token_ids:
         scores = [x if i in s.allowed_token_ids else NEVER for i, x in enumerate(scores)]
@@ -101,3 +104,49 @@ def until(probs: dict[int, float], mass: float, cost: dict[int, float]) -> dict[
 def normalized(weights: dict[int, float]) -> dict[int, float]:
     total = sum(weights.values())
     return {i: weight / total for i, weight in weights.items()}
+
+
+def sections(
+    prompt: list[int], output: list[int], spec: ThinkingSpec, leading: bool = False
+) -> tuple[list[list[int]], list[int] | None]:
+    """(sections that ended in the output, the one that has not), markers left out."""
+    tokens, closed, inside = prompt + output, [], spec.open
+    begin = len(prompt) - spec.used if inside else len(prompt) if leading else 0
+    for end in range(len(prompt) + 1, len(tokens) + 1):
+        stretch = tokens[begin:end]
+        hit = longest_end(stretch, (*spec.ends, *spec.ended_by) if inside else spec.starts)
+        if hit:
+            if inside:
+                closed.append(stretch[: len(stretch) - len(hit)])
+                if leading:
+                    return closed, None
+            inside, begin = not inside, end
+        elif leading and not inside and stretch != list(spec.starts[0][: len(stretch)]):
+            return closed, None
+    return closed, tokens[begin:] if inside else None
+
+
+def longest_end(tokens: list[int], markers: tuple[Marker, ...]) -> Marker:
+    return max((m for m in markers if tuple(tokens[-len(m) :]) == m), key=len, default=())
+
+
+def forced_token(
+    prompt: list[int], output: list[int], spec: ThinkingSpec, leading: bool = False
+) -> int | None:
+    """The token that the thinking budget forces."""
+    closed, section = sections(prompt, output, spec, leading)
+    if section is None or spec.budget is None:
+        return None
+    left, end, at = spec.budget - sum(map(len, closed)), spec.ends[0], 0 if closed else spec.used
+    while at <= len(section):
+        begun = len(longest_end(section[:at], tuple(end[:n] for n in range(1, len(end)))))
+        if at < left and at + len(spec.closing) != left:
+            at += 1
+            continue
+        plan = end[begun:] if begun or at >= left else spec.closing + end
+        rest = section[at:]
+        obeyed = next((i for i, (a, b) in enumerate(zip(rest, plan, strict=False)) if a != b), len(rest))
+        if obeyed == len(rest):
+            return plan[obeyed]
+        at += obeyed + 1  # told otherwise: it is decided anew from there
+    return None

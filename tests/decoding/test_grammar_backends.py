@@ -276,3 +276,16 @@ def test_formats_that_nobody_defines_say_nothing(backend: GrammarBackend) -> Non
     matcher = backend.compile(spec_of_schema(schema, "s")).matcher()
     assert matcher.accepts(encode('{"format": "abc"}')) == len(encode('{"format": "abc"}'))
     assert matcher.accepts(encode('{"x')) < len(encode('{"x'))
+
+
+def test_a_head_far_wider_than_the_vocabulary_has_masks() -> None:
+    """Red if padding rows of a model's head (Qwen has hundreds) make its masks too wide for the library."""
+    size = len(PIECES) + 300
+    wide = make_backend("llguidance", lambda: Vocabulary(_Bytes(), size))
+    matcher = wide.compile(spec_of_text("regex", "(.|\\n)*", "regex")).matcher()
+    mask = np.zeros(mask_words(size), np.int32)
+    matcher.fill(mask)
+    ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+    assert len(ids) > 0
+    assert ids.max() < len(PIECES)
+    assert matcher.accepts([size - 1]) == 0

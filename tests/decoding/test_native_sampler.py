@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
+
 import msgspec
 import numpy as np
 import pytest
@@ -258,16 +261,27 @@ class _AnyForm:
     def matcher(self) -> _AnyForm:
         return _AnyForm(self._seed)
 
+    def _allowed(self, ahead: int = 0) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, self._drawn + ahead])
+        allowed = rng.random(VOCAB) < rng.choice([0.02, 0.5, 1.0])
+        allowed[rng.integers(VOCAB)] = True
+        return allowed
+
     def fill(self, mask: np.ndarray) -> None:
-        rng = np.random.default_rng([self._seed, self._drawn])
         bits = np.zeros(32 * len(mask), bool)
-        bits[:VOCAB] = rng.random(VOCAB) < rng.choice([0.02, 0.5, 1.0])
-        bits[rng.integers(VOCAB)] = True
+        bits[:VOCAB] = self._allowed()
         mask[:] = np.packbits(bits, bitorder="little").view(np.int32)
 
     def consume(self, token: int) -> bool:
-        self._drawn += 1
-        return True
+        is_allowed = bool(self._allowed()[token])
+        self._drawn += is_allowed
+        return is_allowed
+
+    def rollback(self, tokens: int) -> None:
+        self._drawn -= tokens
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        return sum(1 for _ in takewhile(lambda at: self._allowed(at[0])[at[1]], enumerate(tokens)))
 
 
 class _NoText:
@@ -293,11 +307,12 @@ def test_rows_with_grammars_are_twins(requests, seed):
     slots = np.arange(count)
     for step in range(6):
         logits = (rng.integers(-8, 9, (count, VOCAB)) / 4).astype(np.float32)
+        forced = [reference.row(slot).forced() for slot in range(count)]
         tokens = assert_twins(reference, native, logits, slots, np.full(count, 2 + step))
         masks = reference._masks
         assert masks is not None
         for slot, (_, is_bound) in enumerate(requests):
-            if is_bound:
+            if is_bound and forced[slot] is None:
                 mask = masks._masks[slot]
                 assert mask[tokens[slot] // 32] >> (tokens[slot] % 32) & 1
     for store in stores:

@@ -13,6 +13,7 @@ from naive_sampler import next_token
 
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.sampling import Sampler
+from penstock.decoding.thinking import ThinkingSpec
 
 SLOTS, VOCAB = 5, 24
 TOKEN = st.integers(0, VOCAB - 1)
@@ -22,6 +23,9 @@ COMMON = st.integers(0, 3)
 
 def maybe(strategy: st.SearchStrategy, neutral: object) -> st.SearchStrategy:
     return st.one_of(st.just(neutral), strategy)
+
+
+MARKERS = st.lists(st.lists(COMMON, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2).map(tuple)
 
 
 # Multiples of 1/4 and powers of two: float32 rounds nothing, ties are frequent, and the twin is exact.
@@ -46,6 +50,17 @@ SAMPLINGS = st.builds(
     bad_words=maybe(st.lists(st.lists(COMMON, min_size=1, max_size=3).map(tuple), max_size=6).map(tuple), ()),
     stop_token_ids=maybe(st.sets(TOKEN, max_size=4).map(tuple), ()),
     logprobs=st.sampled_from([-1, 0, 3, 30]),
+    thinking=maybe(
+        st.builds(
+            ThinkingSpec,
+            starts=MARKERS,
+            ends=MARKERS,
+            budget=st.integers(0, 5),
+            closing=maybe(st.just((3, 2)), ()),
+            open=st.booleans(),
+        ),
+        None,
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from token_engine import Answer, TokenEngine, same_logprobs
 from penstock.decoding.drafting.ngram import NgramDrafter
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
+from penstock.decoding.thinking import ThinkingSpec
 
 MODELS = {
     "full attention": "llama",
@@ -39,6 +40,7 @@ PROMPTS = [
 NEW_TOKENS = 12
 MAX_CONTEXT = 64
 PLAIN: dict[str, Any] = {"async_depth": 0, "window": 1, "prefix_cache": False, "token_budget": 512}
+THINKING_BUDGET, THINKING_END = 3, (250, 251)
 LOGPROB_TOLERANCE = 1e-4  # float32, other batch shapes
 
 
@@ -118,6 +120,13 @@ def _grammar(setup: Setup) -> None:
     setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){400}"))
 
 
+def _thinking(setup: Setup) -> None:
+    # Every prompt ends inside a section; later ones may begin at many tokens. The end is of two.
+    starts = tuple((token,) for token in range(2, 320, 11))
+    spec = ThinkingSpec(starts=starts, ends=(THINKING_END,), budget=THINKING_BUDGET, open=True)
+    setup.sampling.update(thinking=spec)
+
+
 def _drafts(**speculation: Any) -> Callable[[Setup], None]:
     def draft(setup: Setup) -> None:
         setup.settings["speculation"] = {"k": 4, "adaptive": False, **speculation}
@@ -150,6 +159,7 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "seeded sampling, penalties": _sampling,
     "stop ids, min tokens": _stops,
     "grammar": _grammar,
+    "thinking budget": _thinking,
     **DRAFTERS,
     "tenants, priorities": _tenants,
     "cancelled neighbours": _neighbours,
@@ -253,7 +263,13 @@ def _check_that_it_happened(
     if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
         assert engine.core.scheduler.preemptions > 0
     # Someone always waits where all can't run at once, and penalties are the host's work.
-    by_host = {"preemption", "seeded sampling, penalties", "grammar", *DRAFTERS}
+    by_host = {"preemption", "seeded sampling, penalties", "grammar", "thinking budget", *DRAFTERS}
+    if "thinking budget" in names:
+        longest = THINKING_BUDGET + len(THINKING_END)
+        for answer in itertools.chain(*rounds):
+            assert (
+                len(answer.tokens) < longest or tuple(answer.tokens[THINKING_BUDGET:longest]) == THINKING_END
+            )
     if "windows of steps" in names and not by_host & set(names):
         assert setup.windows >= 4
     if "prefix cache" in names and not {"preemption", "prompt logprobs", "n > 1"} & set(names):

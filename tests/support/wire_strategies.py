@@ -73,6 +73,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         stop_token_ids=draw(tuples(token_id)),
         include_stop_str_in_output=draw(st.booleans()),
         ignore_eos=draw(st.booleans()),
+        thinking_budget=draw(st.none() | st.integers(-1, 100_000)),
         seed=draw(st.none() | st.integers(-(2**63), 2**64 - 1)),
         logprobs=draw(st.none() | st.integers(0, 20)),
         prompt_logprobs=draw(st.none() | st.integers(0, 20)),

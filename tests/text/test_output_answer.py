@@ -110,14 +110,6 @@ def test_logprobs_survive_calls_and_reasoning() -> None:
     assert len(entries) == len(range(0, len(OUTPUT), 9))
 
 
-def test_reasoning_tokens_are_counted() -> None:
-    """Red if usage shows no reasoning for a model that reasons."""
-    parser = AnswerParser(format_by_name("hermes"), (), "")
-    for token, piece in enumerate(["<think>", "one ", "two", "</think>", "answer"]):
-        parser.convert([TextDelta(0, piece, (token,))])
-    assert 1 <= parser.reasoning_tokens <= 3
-
-
 def test_a_template_without_tools_is_told_of_them_in_words() -> None:
     """Red if a model whose template knows no tools never hears of them, or of the calls it made."""
     history = [

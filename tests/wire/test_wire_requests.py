@@ -190,7 +190,7 @@ def test_extensions():
         prompt_cache_key="k",
         priority=-1,
         reasoning_effort="low",
-        chat_template_kwargs={"enable_thinking": False},
+        chat_template_kwargs={"enable_thinking": True},
         return_token_ids=True,
         stop="one",
         bad_words=["x"],
@@ -199,7 +199,7 @@ def test_extensions():
     )
     assert parsed.cache == CachePolicy(salt="s", key="k")
     assert parsed.priority == -1
-    assert parsed.template_args == {"enable_thinking": False, "reasoning_effort": "low"}
+    assert parsed.template_args == {"enable_thinking": True, "reasoning_effort": "low"}
     assert parsed.extra == {"return_token_ids": True}
     assert parsed.sampling.stop == ("one",)
     assert parsed.sampling.logit_bias == {50256: -100.0}
@@ -397,3 +397,94 @@ def test_any_json_in_any_field_is_read_or_refused(field, value):
         assert error.status == 400
     else:
         parsed.sampling.validate()
+
+
+# ---------------------------------------------------------------- thinking
+
+THINKING: list[tuple[dict[str, Any], int | None, dict[str, Any]]] = [
+    ({"thinking_budget": 5}, 5, {}),
+    ({"thinking_token_budget": 5}, 5, {}),
+    ({"thinking_budget": 5, "thinking_token_budget": 5}, 5, {}),
+    ({"thinking_budget": -1, "thinking_token_budget": 5}, 5, {}),
+    ({"thinking_token_budget": -1}, -1, {}),
+    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 1024, {"enable_thinking": True}),
+    ({"thinking": {"type": "enabled"}}, None, {"enable_thinking": True}),
+    ({"thinking": {"type": "adaptive"}}, None, {"enable_thinking": True}),
+    ({"thinking": {"type": "disabled"}}, 0, {"enable_thinking": False}),
+    ({"reasoning_effort": "none"}, None, {"reasoning_effort": "none"}),
+    ({"reasoning_effort": "high", "thinking_budget": 9}, 9, {"reasoning_effort": "high"}),
+    ({"chat_template_kwargs": {"enable_thinking": False}}, None, {"enable_thinking": False}),
+    ({"chat_template_kwargs": {"thinking_budget": 7}}, None, {"thinking_budget": 7}),
+]
+
+
+@pytest.mark.parametrize(("fields", "budget", "args"), THINKING)
+def test_spellings_of_thinking(fields, budget, args):
+    """Red if a way to bound thinking that clients use is not read, or reaches the template as another."""
+    parsed = read_chat(**fields)
+    assert (parsed.sampling.thinking_budget, parsed.template_args) == (budget, args)
+    assert parsed.extra == {}
+
+
+def test_completions_take_a_budget_too():
+    """Red if a raw prompt of a thinking model can't be bounded."""
+    assert read_completion(thinking_token_budget=5).sampling.thinking_budget == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (
+            {"thinking_budget": 5, "thinking_token_budget": 6},
+            ("thinking_budget (5)", "thinking_token_budget (6)"),
+        ),
+        (
+            {"thinking_budget": 5, "thinking": {"type": "enabled", "budget_tokens": 6}},
+            ("thinking_budget (5)", "thinking (6)"),
+        ),
+        (
+            {"thinking_budget": 5, "thinking": {"type": "disabled"}},
+            ("thinking_budget (5)", "thinking ('disabled'"),
+        ),
+        (
+            {"thinking": {"type": "adaptive"}, "chat_template_kwargs": {"enable_thinking": False}},
+            ("thinking ('adaptive')", "chat_template_kwargs.enable_thinking (False)"),
+        ),
+        (
+            {"reasoning_effort": "low", "thinking": {"type": "disabled"}},
+            ("reasoning_effort ('low')", "thinking ("),
+        ),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+            ("reasoning_effort ('low'", "chat_template_kwargs.reasoning_effort ('high'"),
+        ),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"thinking_budget": 8}},
+            ("reasoning_effort ('none', 0 tokens)", "chat_template_kwargs.thinking_budget (8)"),
+        ),
+    ],
+)
+def test_spellings_of_thinking_that_disagree(fields, names):
+    """Red if one of two contradicting fields is dropped in silence."""
+    with pytest.raises(InvalidRequest) as caught:
+        read_chat(**fields)
+    assert caught.value.status == 400
+    assert all(name in caught.value.message for name in names), caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"thinking_budget": -2}, "thinking_budget"),
+        ({"thinking_token_budget": 1.5}, "thinking_token_budget"),
+        ({"thinking": {"type": "auto"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
+        ({"thinking": True}, "thinking"),
+        ({"chat_template_kwargs": {"thinking_budget": "many"}}, "chat_template_kwargs.thinking_budget"),
+    ],
+)
+def test_malformed_thinking_is_refused(fields, param):
+    """Red if a value that is no budget is ignored."""
+    with pytest.raises(InvalidRequest) as caught:
+        read_chat(**fields)
+    assert caught.value.param == param

@@ -21,6 +21,7 @@ from penstock.call import (
     PromptEcho,
     ReasoningDelta,
     SamplingParams,
+    SpeculationUsage,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
@@ -191,7 +192,26 @@ def test_usage_details():
         "completion_tokens": 5,
         "total_tokens": 15,
         "prompt_tokens_details": {"cached_tokens": 8},
-        "completion_tokens_details": {"reasoning_tokens": 2},
+        "completion_tokens_details": {
+            "reasoning_tokens": 2,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def test_speculation_in_usage():
+    """Red if right and wrong drafts are not reported where the SDK looks for them, and in our own field."""
+    done = Done(Usage(10, 9, speculation=SpeculationUsage(4, 8, 5)))
+    usage = chunks(encode("chat", [done]))[0]["usage"]
+    assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == 5
+    assert usage["completion_tokens_details"]["rejected_prediction_tokens"] == 3
+    assert usage["speculation"] == {
+        "num_steps": 4,
+        "num_draft_tokens": 8,
+        "num_accepted_tokens": 5,
+        "mean_acceptance_length": 2.25,
+        "draft_acceptance_rate": 0.625,
     }
 
 

@@ -70,14 +70,19 @@ class NativeSampler(Sampler):
         slots, positions = slots.astype(np.int32), positions.astype(np.int32)
         tokens = np.empty(len(rows), np.int32)
         masks = self._masks_of(slots)
-        plain = np.array([i for i, row in enumerate(rows) if row.plain], np.int32)
+        forced = {i: token for i, row in enumerate(rows) if (token := row.forced()) is not None}
+        plain = np.array([i for i, row in enumerate(rows) if row.plain and i not in forced], np.int32)
         drawn = np.empty(len(plain), np.int32)
         plain_masks = None if masks is None else masks[plain]
         self.table.sample(logits, places[plain], slots[plain], positions[plain], drawn, plain_masks)
         tokens[plain] = drawn
         # A mask may leave a plain row nothing that the model gives a chance: the reference knows what then.
-        others = [i for i, row in enumerate(rows) if not row.plain or (masks is not None and tokens[i] < 0)]
-        for i in others:
+        others = [
+            i
+            for i, row in enumerate(rows)
+            if i not in forced and (not row.plain or (masks is not None and tokens[i] < 0))
+        ]
+        for i in (*others, *forced):
             tokens[i] = 0 if np.isfinite(logits[places[i]].max()) else -1
         broken = np.flatnonzero(tokens < 0).tolist()
         if broken:
@@ -90,6 +95,8 @@ class NativeSampler(Sampler):
                 self.table.sample(
                     scores[None], _FIRST, slots[i : i + 1], positions[i : i + 1], tokens[i : i + 1]
                 )
+        for i, token in forced.items():
+            tokens[i] = token
         logprobs = self._logprobs(logits, places, rows, tokens)
         self._record(slots, rows, tokens)
         return tokens, logprobs

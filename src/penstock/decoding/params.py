@@ -6,6 +6,7 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.decoding.grammar.spec import GrammarSpec
+from penstock.decoding.thinking import ThinkingSpec
 
 
 class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,6 +35,7 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: int = -1
     prompt_logprobs: int = -1
     grammar: GrammarSpec | None = None  # what the answer must look like
+    thinking: ThinkingSpec | None = None  # its reasoning is bounded, or comes before the grammar
 
     @property
     def may_force(self) -> bool:
@@ -53,6 +55,7 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or self.allowed_token_ids
             or self.bad_words
             or self.grammar is not None
+            or self.thinking is not None  # a section may begin at any time
         ):
             return self.max_tokens
         return min(self.min_tokens, self.max_tokens) if self.stop_token_ids else 0

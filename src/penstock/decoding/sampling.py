@@ -15,7 +15,12 @@ Order of processing, that of transformers and vLLM:
 
 If the masks leave no token, min_tokens and bad_words yield: the allowed token with the best score is taken
 (the lowest allowed id if the model rules all of them out). allowed_token_ids never yields but to a grammar,
-which nothing overrules.
+which nothing but the next overrules.
+
+A spent thinking budget overrules all of 1 to 6: the token that it forces is taken whatever it costs,
+allowed_token_ids, bad_words, min_tokens (should the end marker be a stop id) and the grammar included, or the
+budget would not hold. The draw that it replaces uses up no noise: that is a function of the position. The
+token counts for penalties and bad words like any other. A grammar beside reasoning starts behind it.
 
 Invariants: a row's token depends on its own logits, settings, tokens and position only, never on the
 batch; admitting a slot with the tokens it had continues as if it had never left; reported log-probabilities
@@ -33,6 +38,7 @@ from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.logprobs import row_logprobs
 from penstock.decoding.params import RowLogprobs, TokenSampling
 from penstock.decoding.penalties import Penalties
+from penstock.decoding.thinking import Thinking
 from penstock.errors import InvalidRequest, PenstockError
 
 SEED_MASK = 2**64 - 1  # negative seeds are taken modulo 2**64
@@ -66,6 +72,7 @@ def check_token_ids(sampling: TokenSampling, vocab_size: int) -> None:
         "logit_bias": [token for token, _ in sampling.logit_bias],
         "allowed_token_ids": sampling.allowed_token_ids,
         "bad_words": [token for word in sampling.bad_words for token in word],
+        "thinking": () if sampling.thinking is None else sampling.thinking.token_ids,
     }
     for field, ids in named.items():
         for token in ids:
@@ -76,6 +83,11 @@ def check_token_ids(sampling: TokenSampling, vocab_size: int) -> None:
                 )
     if not all(sampling.bad_words):
         raise InvalidRequest("bad_words: a word has no tokens; leave it out", param="bad_words")
+    thinking = sampling.thinking
+    if thinking is not None and not (
+        thinking.starts and thinking.ends and all((*thinking.starts, *thinking.ends, *thinking.ended_by))
+    ):
+        raise InvalidRequest("thinking: a marker has no tokens; give each one or more", param="thinking")
 
 
 class Row:
@@ -83,7 +95,7 @@ class Row:
 
     __slots__ = (
         "_allowed", "_bad_words", "_bias", "_bias_ids", "_penalties", "_prompt_len", "_stop_ids",
-        "known", "plain", "sampling", "seed",
+        "known", "limit", "plain", "sampling", "seed", "thinking",
     )  # fmt: skip
 
     def __init__(self, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling, vocab_size: int) -> None:
@@ -91,15 +103,24 @@ class Row:
         self.seed = sampling.seed & SEED_MASK
         self.known = len(tokens)
         self._prompt_len = prompt_len
+        self.limit = prompt_len + sampling.max_tokens
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
         self._allowed = np.array(sampling.allowed_token_ids, dtype=np.int64)
         self._penalties = Penalties(sampling, tokens, prompt_len) if Penalties.wanted(sampling) else None
         self._bad_words = BadWords(sampling.bad_words, tokens) if sampling.bad_words else None
+        self.thinking: Thinking | None = None
+        if sampling.thinking is not None:
+            leading = sampling.grammar is not None
+            self.thinking = Thinking(sampling.thinking, tokens, prompt_len, leading)
         stop_ids = [token for token in sampling.stop_token_ids if token < vocab_size]
         self._stop_ids = np.array(stop_ids if sampling.min_tokens else [], dtype=np.int64)
         lists = (self._bias_ids, self._allowed, self._stop_ids)
         self.plain = not (self._penalties or self._bad_words or any(map(len, lists)))
+
+    def forced(self) -> int | None:
+        """The next token, if the thinking budget leaves no choice."""
+        return None if self.thinking is None else self.thinking.forced()
 
     def choose(self, logits: np.ndarray, uniform: float, allowed: np.ndarray | None = None) -> int:
         """The next token. logits: float32[V] with a finite maximum; allowed: bool[V], by the grammar."""
@@ -173,6 +194,8 @@ class Row:
             self._penalties.record(token)
         if self._bad_words:
             self._bad_words.record(token)
+        if self.thinking:
+            self.thinking.record(token)
 
 
 class Sampler:
@@ -199,17 +222,20 @@ class Sampler:
         InvalidRequest for a token id outside the vocabulary; the slot is then unchanged.
         """
         check_token_ids(sampling, self._vocab_size)
+        row = Row(tokens, prompt_len, sampling, self._vocab_size)
         if self._masks is not None:
-            self._masks.admit(slot, sampling.grammar, tokens[prompt_len:].tolist())
+            leads = self._masks.admit(slot, sampling.grammar, tokens, prompt_len, sampling.thinking)
+            if sampling.grammar is not None and not leads:
+                row.thinking = None
         elif sampling.grammar is not None:
             raise InvalidRequest("grammar: this engine has no tokenizer to make one for", param="grammar")
-        self._rows[slot] = Row(tokens, prompt_len, sampling, self._vocab_size)
+        self._rows[slot] = row
 
     def release(self, slot: int) -> None:
         """Drop what the slot remembers. A free slot may be released again."""
         self._rows[slot] = None
         if self._masks is not None:
-            self._masks.admit(slot, None, ())
+            self._masks.free(slot)
 
     def begin(self, slots: np.ndarray) -> None:
         """int[R]: slots that will be sampled next. Their masks are made while the forward pass runs."""
@@ -244,8 +270,11 @@ class Sampler:
         masks = self._masks_of(slots)
         noise = self._noise(rows)
         for i, row in enumerate(rows):
+            forced = row.forced()
             allowed = None if masks is None else self._allowed(masks[i])
-            if allowed is not None or not (row.plain and row.sampling.temperature == 0.0):
+            if forced is not None:
+                tokens[i] = forced
+            elif allowed is not None or not (row.plain and row.sampling.temperature == 0.0):
                 tokens[i] = row.choose(logits[i], noise[i], allowed)
         logprobs = {
             i: row_logprobs(logits[i : i + 1], tokens[i : i + 1], row.sampling.logprobs)
@@ -281,11 +310,18 @@ class Sampler:
         row = self._rows[slot]
         if self._masks is None or row is None or not row.sampling.may_force:
             return []
-        forced = self._masks.forced(slot)
-        for token in forced:
-            row.record(token)
-            self._masks.record(slot, token)
-        return forced
+        taken: list[int] = []
+        # The end of the reasoning, what leads to the answer, and how that begins: each shows the next.
+        while row.known < row.limit:
+            token = row.forced()
+            forced = self._masks.forced(slot) if token is None else [token]
+            if not forced:
+                break
+            for token in forced:
+                row.record(token)
+                self._masks.record(slot, token)
+            taken += forced
+        return taken
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
         """Raw log-probabilities of n prompt tokens and of the k best at each place.

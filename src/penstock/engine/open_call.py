@@ -28,6 +28,7 @@ from penstock.call import (
     TokenLogprob,
     Usage,
 )
+from penstock.decoding.thinking import Thinking
 from penstock.engine.messages import Delta, Logprobs
 from penstock.engine.outputs import unpack_logprobs
 from penstock.engine.prepare import Prompt
@@ -56,6 +57,7 @@ class _Choice(Struct):
     prompt: _PromptState
     assembler: ChoiceAssembler
     parser: AnswerParser | None = None
+    thinking: Thinking | None = None
     opened: bool = False
     finished: bool = False
     draft_steps: int = 0
@@ -105,7 +107,9 @@ class OpenCall:
                 keep = frozenset() if reading is None else reading.keep
                 assembler = ChoiceAssembler(tokenizer, call.sampling, index, keep)
                 parser = None if reading is None else reading.parser()
-                self._choices[submit.id] = _Choice(submit.id, index, state, assembler, parser)
+                spec, ids = state.prompt.thinking, state.prompt.tokens
+                thinking = None if spec is None else Thinking(spec, ids, len(ids))
+                self._choices[submit.id] = _Choice(submit.id, index, state, assembler, parser, thinking)
         first = prompts[0].submits[0].sampling
         self._wants_echo = call.echo or first.prompt_logprobs >= 0
         self._entry_weight = 1 + max(0, first.logprobs)
@@ -146,6 +150,8 @@ class OpenCall:
         if delta.finish in ("abort", "error"):
             self.fail(EngineUnavailable(f"the engine gave up request {delta.id}", retry_after_s=1.0))
             return
+        if choice.thinking is not None:
+            _count_thinking(choice.thinking, events, delta.stop_token)
         for event in events if choice.parser is None else choice.parser.convert(events):
             self._push(event)
         self._bound()
@@ -229,9 +235,7 @@ class OpenCall:
             prompt_tokens=sum(len(state.prompt.tokens) for state in self._prompts),
             completion_tokens=generated,
             cached_tokens=sum(state.cached_tokens for state in self._prompts),
-            reasoning_tokens=sum(
-                choice.parser.reasoning_tokens for choice in self._choices.values() if choice.parser
-            ),
+            reasoning_tokens=sum(_reasoning_tokens(choice) for choice in self._choices.values()),
             speculation=self._speculation(),
         )
         total_s = time.monotonic() - self._arrived_s
@@ -262,6 +266,19 @@ class OpenCall:
         self._runs.clear()
         self._unread_entries = 0
         return [item.merged() if isinstance(item, _TextRun) else item for item in unread]
+
+
+def _count_thinking(thinking: Thinking, events: Sequence[Event], stop_token: int | None) -> None:
+    for event in events:
+        for token in event.token_ids if isinstance(event, TextDelta) else ():
+            if token != stop_token:  # the end of the answer is no thought, wherever it comes
+                thinking.record(token)
+
+
+def _reasoning_tokens(choice: _Choice) -> int:
+    """Generated ones: those that the prompt had are part of the prompt."""
+    spec = choice.prompt.prompt.thinking
+    return 0 if choice.thinking is None or spec is None else max(0, choice.thinking.tokens - spec.used)
 
 
 def logprob_pairs(packed: Logprobs) -> list[tuple[float, TopPairs]]:

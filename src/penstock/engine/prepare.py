@@ -22,12 +22,15 @@ from msgspec import Struct
 from penstock.call import Call, Message, SamplingParams, ToolSpec
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
+from penstock.decoding.thinking import ThinkingSpec
 from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
+from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
 from penstock.engine.tool_grammar import forced_calls
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
+from penstock.thinking import SWITCHES
 
 if TYPE_CHECKING:
     from penstock.text.output.answer import AnswerParser
@@ -41,12 +44,20 @@ PROMPT_END_CHARS = 256  # of a prompt that a reader of the answer needs: whether
 
 
 class OutputReading(Struct, frozen=True):
-    """`prompt`: the end of the rendered prompt. `keep`: special tokens that the parser reads."""
+    """`prompt`: the end of the rendered prompt. `keep`: special tokens that the parser reads. `thinking`: how
+    the answer reasons, in ids; None if it does not."""
 
     form: OutputFormat
     tools: tuple[ToolSpec, ...]
     prompt: str
     keep: frozenset[int]
+    thinking: ThinkingSpec | None = None
+
+    @property
+    def may_begin_thinking(self) -> bool:
+        """Unless the template wrote an empty section, which says that there shall be none."""
+        marks = self.form.reasoning
+        return marks is not None and not marks.closed_at_end(self.prompt)
 
     def parser(self) -> AnswerParser:
         from penstock.text.output.answer import AnswerParser
@@ -60,13 +71,21 @@ class Prompt(Struct, frozen=True):
     tokens: list[int]
     submits: tuple[Submit, ...]
     output: OutputReading | None = None  # how the answers are read; None: they are text
+    thinking: ThinkingSpec | None = None  # how they reason; None: nobody counts it
 
 
 class Preparer:
     """Everything that depends on the loaded model. Stateless per call; may run in any thread."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, model: str, max_context: int, vocab_size: int, prefix_cache: bool
+        self,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        max_context: int,
+        vocab_size: int,
+        prefix_cache: bool,
+        thinking_stop_sentence: str = "",
     ) -> None:
         """`vocab_size` is the model's head: ids up to it may be generated, some without text."""
         self.tokenizer = tokenizer
@@ -75,6 +94,7 @@ class Preparer:
         self._model = model
         self._prefix_cache = prefix_cache
         self._template: ChatTemplate | None = None
+        self._thinking = ThinkingMarkers(tokenizer, thinking_stop_sentence)
         self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
 
     # ------------------------------------------------------------------ text
@@ -105,15 +125,21 @@ class Preparer:
     ) -> list[int]:
         return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt))
 
-    def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None]:
-        """Token ids of a conversation, and how its answer is read. A template writes its own BOS, so its text
-        gets no second one."""
+    def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None, int | None]:
+        """Token ids of a conversation, how its answer is read, and its thinking budget. A template writes its
+        own BOS, so its text gets no second one."""
         tools = () if call.tool_choice == "none" else call.tools
-        text = self.chat_text(call.messages, tools, **call.template_args)
+        variables = self._chat_template().variables(bool(tools))
+        wish = read_wish(call.sampling.thinking_budget, call.template_args, variables)
+        text = self.chat_text(call.messages, tools, **wish.template_args)
         self._check_length(text, "messages")
-        return self.tokenizer.encode(text), self._reading(tools, text)
+        ids = self.tokenizer.encode(text)
+        reading = self._reading(tools, text, ids)
+        thinks_on = reading is not None and reading.thinking is not None and reading.thinking.open
+        ignored = thinks_on or variables.isdisjoint(SWITCHES)
+        return ids, reading, 0 if wish.off and ignored else wish.budget
 
-    def _reading(self, tools: tuple[ToolSpec, ...], text: str) -> OutputReading | None:
+    def _reading(self, tools: tuple[ToolSpec, ...], text: str, ids: list[int]) -> OutputReading | None:
         """None where an answer can be nothing but text: no tools, and a template that shows no reasoning."""
         from penstock.text.output.choose import format_for_template
 
@@ -125,9 +151,10 @@ class Preparer:
             form, marks = msgspec.structs.replace(form, reasoning=None), None
         if not tools and marks is None:
             return None
-        ids = (self.tokenizer.token_id(marker) for marker in form.special_markers)
-        keep = frozenset(token for token in ids if token is not None)
-        return OutputReading(form, tools, text[-PROMPT_END_CHARS:], keep)
+        special = (self.tokenizer.token_id(marker) for marker in form.special_markers)
+        keep = frozenset(token for token in special if token is not None)
+        thinking = None if marks is None else self._thinking.of_chat(marks, source, text, ids, bool(tools))
+        return OutputReading(form, tools, text[-PROMPT_END_CHARS:], keep, thinking)
 
     def _tokens(self, call: Call) -> list[list[int]]:
         """Token ids of each prompt of a completion."""
@@ -169,10 +196,11 @@ class Preparer:
         check_supported(call)
         reading: OutputReading | None = None
         if call.kind == "chat":
-            ids, reading = self._chat_prompt(call)
+            ids, reading, budget = self._chat_prompt(call)
             tokens = [ids]
         else:
             tokens = self._tokens(call)
+            budget = read_wish(call.sampling.thinking_budget, {}, frozenset()).budget
         choices = len(tokens) * call.sampling.n
         if choices > MAX_CHOICES:
             raise InvalidRequest(
@@ -181,7 +209,9 @@ class Preparer:
                 param="n",
             )
         shared = self._resolve(call, self._grammar(call, reading))
-        return [self._prompt(call, key, index, ids, shared, reading) for index, ids in enumerate(tokens)]
+        return [
+            self._prompt(call, key, index, ids, shared, reading, budget) for index, ids in enumerate(tokens)
+        ]
 
     def _prompt(
         self,
@@ -191,12 +221,17 @@ class Preparer:
         ids: list[int],
         shared: TokenSampling,
         reading: OutputReading | None,
+        budget: int | None,
     ) -> Prompt:
         if not ids:
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
         param = "messages" if call.kind == "chat" else "prompt"
         max_tokens = self._max_tokens(call.sampling, len(ids), param)
+        thinking = reading.thinking if reading is not None else None
+        if reading is None and (budget is not None or shared.grammar is not None):
+            thinking = self._thinking.of_completion(ids)
+        shared = self._with_thinking(call, shared, thinking, reading, budget, max_tokens)
         packed = pack_tokens(np.asarray(ids, dtype=np.int64))
         salt, read, store = self._cache_policy(call, f"{key}/{index * n}")
         submits: list[Submit] = []
@@ -218,7 +253,29 @@ class Preparer:
                     leader=None if sample == 0 else submits[0].id,
                 )
             )
-        return Prompt(ids, tuple(submits), reading)
+        return Prompt(ids, tuple(submits), reading, thinking)
+
+    def _with_thinking(
+        self,
+        call: Call,
+        shared: TokenSampling,
+        thinking: ThinkingSpec | None,
+        reading: OutputReading | None,
+        budget: int | None,
+        max_tokens: int,
+    ) -> TokenSampling:
+        """`shared`, told of a budget, or of the reasoning that comes before a grammar."""
+        if thinking is None:
+            return shared
+        has_grammar, lead_in = shared.grammar is not None, ""
+        if has_grammar:
+            if not thinking.open and (reading is None or not reading.may_begin_thinking):
+                return shared
+            marks = reading.form.reasoning if reading is not None else None
+            if marks is not None:
+                lead_in = marks.before_calls if _must_call(call) else marks.before_answer
+        spec = bounded(thinking, budget, max_tokens, has_grammar, self._thinking.ids(lead_in))
+        return msgspec.structs.replace(shared, thinking=spec)
 
     def _max_tokens(self, sampling: SamplingParams, prompt_len: int, param: str) -> int:
         left = self.max_context - prompt_len
@@ -252,7 +309,7 @@ class Preparer:
 
     def _grammar(self, call: Call, reading: OutputReading | None) -> GrammarSpec | None:
         grammar, choice = grammar_of(call), call.tool_choice
-        if choice is None or choice in ("none", "auto"):
+        if choice is None or not _must_call(call):
             return grammar
         if grammar is not None:
             raise InvalidRequest(
@@ -302,6 +359,10 @@ class Preparer:
             prompt_logprobs=-1 if prompt_logprobs is None else prompt_logprobs,
             grammar=grammar,
         )
+
+
+def _must_call(call: Call) -> bool:
+    return call.tool_choice not in (None, "none", "auto")
 
 
 def _for_sample(shared: TokenSampling, sample: int, max_tokens: int) -> TokenSampling:

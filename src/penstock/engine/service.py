@@ -336,6 +336,7 @@ class EngineService:
             max_context=ready.max_context,
             vocab_size=ready.vocab_size,
             prefix_cache=self.settings.prefix_cache,
+            thinking_stop_sentence=self.settings.thinking_stop_sentence,
         )
 
     def _announce(self) -> None:

@@ -50,7 +50,8 @@ class ChatTemplate:
     ) -> None:
         from penstock.text.template_sandbox import TemplateEnvironment
 
-        environment = TemplateEnvironment()
+        environment = self._environment = TemplateEnvironment()
+        self._variables: dict[str, frozenset[str]] = {}
         self.source = source
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
@@ -74,6 +75,17 @@ class ChatTemplate:
             source = CHATML
         tool_source = tokenizer.chat_templates.get("tool_use")
         return cls(source, special_tokens=tokenizer.special_tokens, tool_source=tool_source)
+
+    def variables(self, tools: bool) -> frozenset[str]:
+        """What the template (the one for calls with tools) reads of what it is given."""
+        from jinja2 import meta
+
+        source = self.tool_source if tools else self.source
+        found = self._variables.get(source)
+        if found is None:
+            tree = self._environment.parse(source)
+            found = self._variables[source] = frozenset(meta.find_undeclared_variables(tree))
+        return found
 
     def render(
         self,

@@ -52,6 +52,7 @@ from penstock.wire.openai_common import (
     write_common,
 )
 from penstock.wire.openai_stream import ChunkStream
+from penstock.wire.openai_thinking import ThinkingField, read_budget, read_thinking
 
 PATH = "/v1/chat/completions"
 ID_PREFIX = "chatcmpl-"
@@ -73,6 +74,7 @@ class ChatRequest(CommonFields, kw_only=True, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: om.AnyFormat | None = None
     reasoning_effort: str | None = None
+    thinking: ThinkingField | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -105,15 +107,19 @@ def read_request(body: bytes) -> Call:
             f"top_logprobs: {request.top_logprobs} alternatives need `logprobs: true`", param="top_logprobs"
         )
     limit = request.max_completion_tokens
+    budget, template_args = read_thinking(
+        read_budget(request.thinking_budget, request.thinking_token_budget),
+        request.thinking,
+        request.reasoning_effort,
+        request.chat_template_kwargs,
+    )
     sampling = read_sampling(
         request,
         max_tokens=request.max_tokens if limit is None else limit,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        thinking_budget=budget,
     )
     tools = om.read_tools(request.tools)
-    template_args = dict(request.chat_template_kwargs or {})
-    if request.reasoning_effort is not None:
-        template_args.setdefault("reasoning_effort", request.reasoning_effort)
     if request.return_token_ids:
         extra["return_token_ids"] = True
     return Call(

@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from penstock.call import CachePolicy, Call, Failure, SamplingParams, TokenLogprob, Usage
 from penstock.errors import InvalidRequest
 from penstock.sampling_params import MAX_STOP_CHARS, MAX_STOP_STRINGS, MAX_TOKEN_SET, RANGES
+from penstock.wire.openai_thinking import read_budget
 
 R = TypeVar("R", bound=Struct)
 
@@ -90,6 +91,8 @@ class CommonFields(Struct, kw_only=True, omit_defaults=True):
     bad_words: Annotated[list[StopString], Meta(max_length=MAX_TOKEN_SET)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    thinking_budget: Annotated[int, _int_range("thinking_budget")] | None = None
+    thinking_token_budget: Annotated[int, _int_range("thinking_budget")] | None = None  # vLLM's name for it
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, _int_range("prompt_logprobs")] | None = None
     priority: Annotated[int, Meta(ge=-2, le=2)] | None = None
@@ -136,12 +139,13 @@ def read_sampling(request: CommonFields, **own: Any) -> SamplingParams:
     values = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
     if request.stop is not None:
         values["stop"] = request.stop
+    values["thinking_budget"] = read_budget(request.thinking_budget, request.thinking_token_budget)
     if not request.logit_bias:
         values.pop("logit_bias", None)
     if request.structured_outputs is not None:
         form = request.structured_outputs
         values |= {name: getattr(form, field) for name, field in _FORMS.items()}
-    return SamplingParams(**values, **own).validate()
+    return SamplingParams(**values | own).validate()
 
 
 def read_common(request: CommonFields) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def write_common(call: Call) -> dict[str, Any]:
         value = getattr(sampling, name)
         if value != getattr(_DEFAULTS, name):
             fields[name] = list(value) if isinstance(value, tuple) else value
+    fields["thinking_token_budget"] = sampling.thinking_budget
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     form = StructuredOutputs(**{field: getattr(sampling, name) for name, field in _FORMS.items()})
@@ -211,7 +216,7 @@ _SHOWN_CHARS = 60
 _ALLOWED = {  # what msgspec's "Invalid value" leaves out, by the last name of the path
     "role": "system, developer, user, assistant, tool",
     "type": "text, image_url, refusal in content (audio and files can't be read); function in tools; "
-    "text, json_object, json_schema in response_format",
+    "enabled, adaptive, disabled in thinking; text, json_object, json_schema in response_format",
     "tool_choice": "none, auto, required or a function",
 }
 

@@ -44,11 +44,14 @@ FORMATS = frozenset(
 class _Tokenizer:
     """As llguidance wants it described."""
 
-    def __init__(self, tokens: TokenBytes) -> None:
+    def __init__(self, tokens: TokenBytes, size: int) -> None:
+        """size: of the model's head. llguidance counts the tokens that it is given, and takes masks of that
+        width only: those beyond the vocabulary are empty, so no grammar allows them."""
         self._tokens = tokens
         self.eos_token_id = tokens.eos_ids[0] if tokens.eos_ids else 0
         self.bos_token_id = tokens.bos_id
         self.tokens = [tokens.piece(token) for token in range(tokens.vocab_size)]
+        self.tokens += [b""] * (size - tokens.vocab_size)
         self.special_token_ids = sorted(tokens.special_ids)
 
     def __call__(self, text: str) -> list[int]:
@@ -128,7 +131,7 @@ class LLGuidanceBackend:
                 vocabulary = self._vocabulary()
                 tokens = vocabulary.tokenizer
                 self._tokenizer = LLTokenizer(
-                    TokenizerWrapper(_Tokenizer(tokens)),
+                    TokenizerWrapper(_Tokenizer(tokens, vocabulary.size)),
                     n_vocab=vocabulary.size,
                     eos_token=list(tokens.eos_ids) or None,
                 )

@@ -1,7 +1,7 @@
 """GrammarMasks: the matchers of an engine's slots, and what each allows next.
 
 The masks of a step are made by a thread of their own while the step's forward pass runs (`begin`), and waited
-for where the draw needs them (`of`).
+for where the draw needs them (`of`). Where the model may reason first a Gate stands before the matcher.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from penstock.decoding.grammar.backend import GrammarBroken, Matcher, mask_words
+from penstock.decoding.grammar.gate import Gate
 from penstock.decoding.grammar.loops import LoopGuard
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.grammar.store import GrammarStore
+from penstock.decoding.thinking import ThinkingSpec
 
 
 class GrammarMasks:
     def __init__(self, num_slots: int, vocab_size: int, store: GrammarStore) -> None:
         self._store = store
         self._matchers: list[Matcher | None] = [None] * num_slots
+        self._gates: list[Gate | None] = [None] * num_slots
         self._masks = np.zeros((num_slots, mask_words(vocab_size)), np.int32)
         self._broken: dict[int, str] = {}  # why the slot's answer can't go on
         self._worker: ThreadPoolExecutor | None = None
@@ -30,23 +33,41 @@ class GrammarMasks:
         self._guard: LoopGuard | None = None
         self._runs = [0] * num_slots  # digits at the end of each answer
 
-    def admit(self, slot: int, spec: GrammarSpec | None, generated: Sequence[int]) -> None:
-        """Write the slot's matcher: none without a `spec`. `generated`: the answer before a preemption."""
+    def free(self, slot: int) -> None:
+        """Drop what the slot has."""
         self._settle()
         self._fresh.discard(slot)
         self._broken.pop(slot, None)
-        self._matchers[slot] = None
+        self._matchers[slot] = self._gates[slot] = None
+
+    def admit(
+        self,
+        slot: int,
+        spec: GrammarSpec | None,
+        tokens: np.ndarray,
+        prompt_len: int,
+        thinking: ThinkingSpec | None = None,
+    ) -> bool:
+        """Write the slot's matcher: none without a `spec`. Whether a section of `thinking` may come before
+        it: none may if the grammar has the start marker in it, and so describes the reasoning itself.
+
+        tokens: int32[known], the prompt and what of the answer was there before a preemption.
+        """
+        self.free(slot)
         if spec is None:
-            return
+            return False
         matcher = self._matchers[slot] = self._store.compiled(spec).matcher()
         if self._guard is None:
             self._guard = LoopGuard(self._store.vocabulary())
         self._runs[slot] = 0
-        for token in generated:
-            self._runs[slot] = self._guard.run(self._runs[slot], token)
-            if not matcher.consume(token):
+        if thinking is not None and (thinking.open or not _takes_all(matcher, thinking.starts[0])):
+            self._gates[slot] = Gate(thinking, matcher, tokens[:prompt_len], self._guard.ends)
+        leads = self._gates[slot] is not None
+        for token in tokens[prompt_len:].tolist():
+            if not self._consumed(slot, matcher, token):
                 self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
                 break
+        return leads
 
     def any_of(self, slots: np.ndarray) -> bool:
         """Whether one of the slots has a matcher."""
@@ -83,12 +104,25 @@ class GrammarMasks:
             return
         self._fresh.discard(slot)
         assert self._guard is not None
-        self._runs[slot] = self._guard.run(self._runs[slot], token)
-        if token in self._guard.ends:
+        gate = self._gates[slot]
+        if token in self._guard.ends and (gate is None or gate.asks_grammar):
             # What a step in flight still draws for this row is dropped.
             self._matchers[slot] = None
-        elif not matcher.consume(token):
+        elif not self._consumed(slot, matcher, token):
             self._broken[slot] = f"token {token} was drawn against its grammar"
+
+    def _consumed(self, slot: int, matcher: Matcher, token: int) -> bool:
+        """False if the grammar does not allow the token."""
+        gate = self._gates[slot]
+        if gate is not None:
+            taken = gate.takes(token)
+            if gate.done:
+                self._gates[slot] = None
+            if taken:
+                return True
+        assert self._guard is not None
+        self._runs[slot] = self._guard.run(self._runs[slot], token)
+        return matcher.consume(token)
 
     def forced(self, slot: int) -> list[int]:
         """Tokens that must come next whatever the model says. The end of an answer is not among them: it is
@@ -98,6 +132,9 @@ class GrammarMasks:
         if matcher is None or slot in self._broken:
             return []
         assert self._guard is not None
+        gate = self._gates[slot]
+        if gate is not None:
+            return gate.forced()
         ends = self._guard.ends
         return list(itertools.takewhile(lambda token: token not in ends, matcher.forced()))
 
@@ -107,16 +144,23 @@ class GrammarMasks:
     def _fill(self, slots: list[int]) -> None:
         assert self._guard is not None
         for slot in slots:
-            matcher = self._matchers[slot]
+            matcher, gate = self._matchers[slot], self._gates[slot]
             assert matcher is not None
             try:
-                matcher.fill(self._masks[slot])
-                self._guard.bound(self._masks[slot], self._runs[slot])
+                if gate is None or gate.asks_grammar:
+                    matcher.fill(self._masks[slot])
+                    self._guard.bound(self._masks[slot], self._runs[slot])
+                if gate is not None:
+                    gate.fill(self._masks[slot])
             except GrammarBroken as error:
                 self._broken[slot] = error.message
             self._fresh.add(slot)
 
     def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, None  # what it raises is raised once
+        if pending is not None:
+            pending.result()
+
+
+def _takes_all(matcher: Matcher, tokens: Sequence[int]) -> bool:
+    return matcher.accepts(tokens) == len(tokens)

@@ -36,8 +36,6 @@ class AnswerParser:
         self._parser = form.parser(tools, prompt)
         self._started: dict[int, tuple[str, list[str]]] = {}  # calls that are being written: name, arguments
         self._calls = 0
-        self._reasons = False  # the last thing that came was reasoning
-        self.reasoning_tokens = 0
 
     def convert(self, events: Sequence[Event]) -> list[Event]:
         """Events of the assembler, of this choice, to those that a reader gets."""
@@ -55,8 +53,6 @@ class AnswerParser:
 
     def _text(self, delta: TextDelta) -> list[Event]:
         events = self._events(delta.index, self._parser.feed(delta.text))
-        if self._reasons:
-            self.reasoning_tokens += len(delta.token_ids)
         if not delta.token_ids:
             return events
         first = events[0] if events else None
@@ -71,7 +67,6 @@ class AnswerParser:
     def _events(self, index: int, parsed: Sequence[ParsedEvent]) -> list[Event]:
         found: list[Event] = []
         for event in parsed:
-            self._reasons = isinstance(event, Reasoning)
             match event:
                 case Text(text):
                     found.append(TextDelta(index, text))

@@ -16,12 +16,17 @@ from msgspec import Struct
 
 
 class ReasoningMarkers(Struct, frozen=True):
-    """`also`: further pairs that the family knows. `ended_by`: markers of calls that end a section too."""
+    """`also`: further pairs that the family knows. `ended_by`: markers of calls that end a section too.
+
+    `before_answer`, `before_calls`: what a message format puts between a section and what follows it.
+    """
 
     begin: str
     end: str
     also: tuple[tuple[str, str], ...] = ()
     ended_by: tuple[str, ...] = ()
+    before_answer: str = ""
+    before_calls: str = ""
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -34,6 +39,11 @@ class ReasoningMarkers(Struct, frozen=True):
         """The opening marker in which the prompt ends, if it does."""
         end = prompt[-400:].rstrip()
         return next((begin for begin, _ in self.pairs if end.endswith(begin.rstrip())), None)
+
+    def closed_at_end(self, prompt: str) -> bool:
+        """Whether the prompt ends in a closing marker: the template wrote an empty section."""
+        end = prompt[-400:].rstrip()
+        return any(end.endswith(marker.rstrip()) for _, marker in self.pairs)
 
 
 THINK = ReasoningMarkers("<think>", "</think>")

@@ -104,7 +104,12 @@ def _call(session: Session, name: str) -> Wait[None]:
 
 GPT_OSS = OutputFormat(
     "gpt_oss",
-    ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>"),
+    ReasoningMarkers(
+        "<|channel|>analysis<|message|>",
+        "<|end|>",
+        before_answer="<|start|>assistant<|channel|>final<|message|>",
+        before_calls="<|start|>assistant",
+    ),
     HarmonyCalls(),
     CallSyntax(
         ("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>"),
