@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import shlex
 import statistics
 import textwrap
 import time
@@ -32,12 +33,21 @@ SOURCES: list[Callable[..., Any]] = [
     inspect.getdoc,
     statistics.harmonic_mean,
     json.loads,
+    inspect.getmodule,
+    statistics.mode,
+    textwrap.indent,
+    inspect.cleandoc,
+    json.JSONDecoder.raw_decode,
+    statistics.median_grouped,
+    inspect.findsource,
+    shlex.shlex.read_token,
 ]
 
 
-def editing(count: int) -> list[str]:
+def editing(count: int, repeat: int) -> list[str]:
+    """Others in each repeat: the answers of one must not help the next."""
     prompts = []
-    for i in range(count):
+    for i in range(repeat * count, (repeat + 1) * count):
         source = textwrap.dedent(inspect.getsource(SOURCES[i % len(SOURCES)]))
         name = SOURCES[i % len(SOURCES)].__name__
         changed = source.replace(name, f"{name}_{i}", 1)
@@ -48,9 +58,10 @@ def editing(count: int) -> list[str]:
     return prompts
 
 
-def free_text(count: int) -> list[str]:
+def free_text(count: int, repeat: int) -> list[str]:
     themes = ("a lighthouse", "two rivers", "the last train", "an old map", "winter", "a clockmaker")
-    return [f"A story about {themes[i % len(themes)]}, number {i}: Once" for i in range(count)]
+    numbers = range(repeat * count, (repeat + 1) * count)
+    return [f"A story about {themes[i % len(themes)]}, number {i}: Once" for i in numbers]
 
 
 WORKLOADS = {"editing": editing, "free text": free_text}
@@ -63,7 +74,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--k", type=int, default=7)
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     options = parser.parse_args()
     engines = {"plain": LLM("smollm2", kv_bytes=2**29)}
@@ -72,18 +83,18 @@ def main() -> None:
         engines[method] = LLM("smollm2", kv_bytes=2**29, speculation=speculation)
     for workload in options.workloads:
         for batch in options.batches:
-            compare(engines, workload, WORKLOADS[workload](batch), options)
+            compare(engines, workload, batch, options)
     for engine in engines.values():
         engine.close()
 
 
-def compare(engines: dict[str, LLM], workload: str, prompts: list[str], options: argparse.Namespace) -> None:
+def compare(engines: dict[str, LLM], workload: str, batch: int, options: argparse.Namespace) -> None:
     rates: dict[str, list[float]] = defaultdict(list)
     notes: dict[str, str] = {}
     # Sampled free text does not fall into the loops that a small model's greedy text ends in.
     temperature = 0.0 if workload == "editing" else 0.8
     for repeat in range(options.repeats + 1):
-        answers = []
+        answers, prompts = [], WORKLOADS[workload](batch, repeat)
         for name, llm in engines.items():
             params = SamplingParams(
                 max_tokens=options.tokens, temperature=temperature, seed=repeat, ignore_eos=True
@@ -100,7 +111,7 @@ def compare(engines: dict[str, LLM], workload: str, prompts: list[str], options:
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates["plain"], strict=True))
         median = statistics.median(values)
-        line = f"{workload:10} {len(prompts):3} {name:8} {median:7.0f} tokens/s, {ratio:.3f} of plain"
+        line = f"{workload:10} {batch:3} {name:8} {median:7.0f} tokens/s, {ratio:.3f} of plain"
         print(line + notes[name])
 
 

@@ -19,7 +19,9 @@ inline void pause() {
 }
 
 constexpr int kSpins = 4000;           // pauses before a waiting thread yields: tens of microseconds
-constexpr int kSpinMicroseconds = 80;  // between steps, before a thread sleeps
+// Between steps a thread spins, then lets others run, then sleeps: one that is woken may find itself on the core
+// of another thread of the team, and both wait for each other until the system notices.
+constexpr int kSpinMicroseconds = 80, kYieldMicroseconds = 2000;
 
 }  // namespace
 
@@ -79,10 +81,15 @@ void ThreadPool::work(int thread) {
   using Clock = std::chrono::steady_clock;
   uint32_t seen = 0;
   while (true) {
-    auto until = Clock::now() + std::chrono::microseconds(kSpinMicroseconds);
+    const auto began = Clock::now();
     while (started_.load(std::memory_order_acquire) == seen) {
       for (int i = 0; i < 64 && started_.load(std::memory_order_relaxed) == seen; ++i) pause();
-      if (Clock::now() > until) started_.wait(seen, std::memory_order_acquire);
+      const auto waited = Clock::now() - began;
+      if (waited > std::chrono::microseconds(kYieldMicroseconds)) {
+        started_.wait(seen, std::memory_order_acquire);
+      } else if (waited > std::chrono::microseconds(kSpinMicroseconds)) {
+        sched_yield();
+      }
     }
     ++seen;
     if (stop_.load()) return;

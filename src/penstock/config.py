@@ -32,7 +32,7 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "draft: a smaller model; self: the model's own first layers"
         ),
     ]
-    k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 8
+    k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 7
     adaptive: Annotated[
         bool, Meta(description="fewer drafts, or none, where by the measured costs they do not pay")
     ] = True

@@ -10,14 +10,14 @@ Costs and acceptance are running means of what results said. Nothing here reads 
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 
 import numpy as np
 
 from penstock.decoding.drafting.drafter import Proposal
 
-WEIGHT = 0.2  # of the newest measurement in the running means
+# Of the newest measurement in the running means. Others on the machine make steps longer, never shorter.
+RISING, FALLING = 0.05, 0.4
 MARGIN = 1.05  # what drafts must gain over plain decoding: measurements are that uncertain
 PRIOR = 8.0  # trials that the experience of all requests counts for, against a request's own
 MEMORY = 0.95  # what is kept of earlier trials with each new draft
@@ -25,40 +25,47 @@ MOST_SUPPORT = 16
 
 
 class StepCost:
-    """Seconds of a step by its number of tokens."""
+    """Seconds of a step by its number of tokens.
+
+    A step of more tokens takes no less time, and each of its tokens no more: so every measured size bounds
+    all others, and one that was measured once in a bad moment is not avoided for ever.
+    """
 
     def __init__(self) -> None:
-        self._sizes: list[int] = []  # ascending
-        self._seconds: dict[int, float] = {}
+        self._sizes = np.empty(0, np.int64)  # ascending
+        self._seconds = np.empty(0)
         self.host_s = 0.0  # that the device waits between two steps when none is planned ahead
 
     def observe(self, tokens: int, seconds: float) -> None:
         if seconds <= 0.0:
             return
-        if tokens not in self._seconds:
-            bisect.insort(self._sizes, tokens)
-            self._seconds[tokens] = seconds
-        self._seconds[tokens] += WEIGHT * (seconds - self._seconds[tokens])
+        at = int(np.searchsorted(self._sizes, tokens))
+        if at == len(self._sizes) or self._sizes[at] != tokens:
+            self._sizes = np.insert(self._sizes, at, tokens)
+            self._seconds = np.insert(self._seconds, at, seconds)
+            return
+        rises = seconds > self._seconds[at]
+        self._seconds[at] += (RISING if rises else FALLING) * (seconds - self._seconds[at])
 
     def observe_host(self, seconds: float) -> None:
-        self.host_s += WEIGHT * (seconds - self.host_s)
+        self.host_s += (RISING if seconds > self.host_s else FALLING) * (seconds - self.host_s)
 
     @property
     def is_known(self) -> bool:
-        return bool(self._sizes)
+        return bool(len(self._sizes))
 
     def seconds(self, tokens: int) -> float:
-        """Of a step of so many tokens; between measured sizes in proportion, beyond them as the nearest:
-        what is not known is tried."""
-        at = bisect.bisect_left(self._sizes, tokens)
-        if at == len(self._sizes):
-            return self._seconds[self._sizes[-1]]
-        above = self._sizes[at]
-        if above == tokens or at == 0:
-            return self._seconds[above]
-        below = self._sizes[at - 1]
-        low, high = self._seconds[below], self._seconds[above]
-        return low + (high - low) * (tokens - below) / (above - below)
+        """Of a step of so many tokens; between measured sizes in proportion. Beyond the largest: as that one,
+        for what is not known is tried."""
+        bounded = np.minimum(
+            self._sizes * np.minimum.accumulate(self._seconds / self._sizes),
+            np.minimum.accumulate(self._seconds[::-1])[::-1],
+        )
+        if tokens <= self._sizes[0]:
+            return float(bounded[0])
+        smaller = np.searchsorted(self._sizes, tokens, side="right")
+        by_smaller = float((bounded[:smaller] / self._sizes[:smaller]).min()) * tokens
+        return min(by_smaller, float(np.interp(tokens, self._sizes, bounded)))
 
 
 class Trials:

@@ -296,10 +296,11 @@ class EngineCore:
         free_s = self._device_free_s
         self._busy_s += now - max(first.launched_s, free_s)
         self._device_free_s = self._last_step_s = now
+        # For the host, since requests are open; none if it was launched ahead, or let requests in.
+        waited_s = -1.0 if first.plan.admissions else first.launched_s - self._worked_until_s
         self._work_s += now - self._worked_until_s
         self._worked_until_s = now
         self._steps += len(results)
-        waited_s = first.launched_s - free_s
         drafts, has_drafts = self.scheduler.drafts, first.plan.draft_counts is not None
         for step, result in enumerate(results, first.index):
             self._device_s += result.device_s
