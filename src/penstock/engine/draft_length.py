@@ -18,7 +18,8 @@ from penstock.decoding.drafting.drafter import Proposal
 
 # Of the newest measurement in the running means. Others on the machine make steps longer, never shorter.
 RISING, FALLING = 0.05, 0.4
-MARGIN = 1.05  # what drafts must gain over plain decoding: measurements are that uncertain
+MARGIN = 1.05  # what drafts must gain over plain decoding: measurements are that uncertain,
+CLEARLY = 1.15  # … and what they promise to gain where windows would be given up for them
 PRIOR = 8.0  # trials that the experience of all requests counts for, against a request's own
 MEMORY = 0.95  # what is kept of earlier trials with each new draft
 MOST_SUPPORT = 16
@@ -34,11 +35,13 @@ class StepCost:
     def __init__(self) -> None:
         self._sizes = np.empty(0, np.int64)  # ascending
         self._seconds = np.empty(0)
+        self._bounds: tuple[np.ndarray, np.ndarray] | None = None  # of _seconds, and of those of a token
         self.host_s = 0.0  # that the device waits between two steps when none is planned ahead
 
     def observe(self, tokens: int, seconds: float) -> None:
         if seconds <= 0.0:
             return
+        self._bounds = None
         at = int(np.searchsorted(self._sizes, tokens))
         if at == len(self._sizes) or self._sizes[at] != tokens:
             self._sizes = np.insert(self._sizes, at, tokens)
@@ -54,18 +57,17 @@ class StepCost:
     def is_known(self) -> bool:
         return bool(len(self._sizes))
 
-    def seconds(self, tokens: int) -> float:
-        """Of a step of so many tokens; between measured sizes in proportion. Beyond the largest: as that one,
-        for what is not known is tried."""
-        bounded = np.minimum(
-            self._sizes * np.minimum.accumulate(self._seconds / self._sizes),
-            np.minimum.accumulate(self._seconds[::-1])[::-1],
-        )
-        if tokens <= self._sizes[0]:
-            return float(bounded[0])
-        smaller = np.searchsorted(self._sizes, tokens, side="right")
-        by_smaller = float((bounded[:smaller] / self._sizes[:smaller]).min()) * tokens
-        return min(by_smaller, float(np.interp(tokens, self._sizes, bounded)))
+    def seconds(self, tokens: np.ndarray) -> np.ndarray:
+        """float64[n] of steps of int[n] tokens; between measured sizes in proportion. Beyond the largest: as
+        that one, for what is not known is tried."""
+        if self._bounds is None:
+            by_token = np.minimum.accumulate(self._seconds / self._sizes)
+            by_larger = np.minimum.accumulate(self._seconds[::-1])[::-1]
+            self._bounds = np.minimum(self._sizes * by_token, by_larger), by_token
+        bounded, by_token = self._bounds
+        smaller = np.maximum(np.searchsorted(self._sizes, tokens, side="right") - 1, 0)
+        by_smaller = by_token[smaller] * np.maximum(tokens, self._sizes[smaller])
+        return np.minimum(by_smaller, np.interp(tokens, self._sizes, bounded))
 
 
 class Trials:
@@ -115,14 +117,25 @@ class DraftLengths:
         owner = np.repeat(np.arange(len(lengths)), lengths)
         chances = np.concatenate(survivals)
         order = np.argsort(-chances, kind="stable")
-        gained = np.cumsum(chances[order])
-        seconds = np.array([self.cost.seconds(rows + n) for n in range(1, len(order) + 1)]) + self.cost.host_s
-        rates = (rows + gained) / seconds
-        best = int(rates.argmax())
-        if rates[best] * self.cost.seconds(rows) < MARGIN * rows:
+        best = self._best(rows, np.arange(1, len(order) + 1), np.cumsum(chances[order]), MARGIN)
+        if best is None:
             return [0] * len(lengths)
         return np.bincount(owner[order[: best + 1]], minlength=len(lengths)).tolist()
 
-    def may_pay(self, rows: int, k: int) -> bool:
-        """Whether drafts that are all right would pay in a step of so many requests."""
-        return any(self.choose(rows, [np.ones(k)] * rows))
+    def pays(self, rows: int, k: int, chance: float) -> bool:
+        """Whether up to k drafts for each of so many requests would pay, each right with this chance where
+        those before it are."""
+        if not self.adaptive or not self.cost.is_known:
+            return True
+        places = np.arange(1, k + 1)
+        gained = rows * np.cumsum(chance**places)
+        return self._best(rows, rows * places, gained, CLEARLY) is not None
+
+    def _best(self, rows: int, drafts: np.ndarray, gained: np.ndarray, margin: float) -> int | None:
+        """Which of the steps with int[n] drafts, bringing float[n] tokens, gives most tokens a second; None
+        if none is better than plain decoding."""
+        seconds = self.cost.seconds(rows + drafts) + self.cost.host_s
+        rates = (rows + gained) / seconds
+        best = int(rates.argmax())
+        plain_s = float(self.cost.seconds(np.array([rows]))[0])
+        return best if rates[best] * plain_s >= margin * rows else None

@@ -25,6 +25,10 @@ from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
 
 PATIENCE = 4  # steps without a draft after which a request decodes plainly
+HOPE = 0.8  # how likely a draft is taken to be right before anything is known of a request,
+AT_BEST = 0.95  # and of one that could be drafted for again
+PACE_WEIGHT = 0.15  # of the newest step in the running mean
+REHEARSED = 8  # tokens, the last of eight times the batch: each costs the planning thread time
 FIRST_REST, LONGEST_REST = 128, 1024  # tokens until a drafter that has its price is tried again
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
@@ -32,16 +36,25 @@ STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 class _Drafted:
     """What is remembered of a request in a slot."""
 
-    __slots__ = ("appetite", "idle", "known", "proposal", "request", "rest", "tired_at", "trials")
+    __slots__ = ("appetite", "idle", "known", "pace", "proposal", "request", "rest", "trials")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.known = -1  # tokens that the drafter knows; -1: it does not know the request
         self.idle = 0  # steps without a draft, one after the other
         self.proposal = NOTHING
-        self.appetite = 4  # drafts to ask for where each has its price
-        self.rest, self.tired_at = FIRST_REST, 0  # tokens; known tokens when it began
         self.trials = Trials()
+        self.appetite = 4  # drafts to ask for where each has its price
+        self.rest = FIRST_REST  # tokens
+        self.pace = HOPE / (1 - HOPE)  # drafts that were right in a step, a running mean
+
+    def went(self, accepted: int) -> None:
+        self.pace += PACE_WEIGHT * (accepted - self.pace)
+
+    @property
+    def chance(self) -> float:
+        """Of a draft to be right, if all had the same: so many in a row are then right on average."""
+        return self.pace / (1 + self.pace)
 
 
 class Speculation:
@@ -54,14 +67,17 @@ class Speculation:
         self._k = k
         self._lengths = DraftLengths(adaptive)
         self._drafted: list[_Drafted | None] = [None] * len(table.occupant)
+        # Known tokens from which on one that decodes plainly is looked at.
+        self._due = np.zeros(len(table.occupant), np.int32)
         self.stats = DraftStats(accepted=[0] * k)
 
     # ------------------------------------------------------------------ a resource
 
     def admit(self, slot: int, holder: Any) -> int:
         self._drafted[slot] = _Drafted(holder)
+        self._due[slot] = len(holder.known) + REHEARSED
         rows = int(np.count_nonzero(self._table.active))
-        self._table.alone[slot] |= self._lengths.may_pay(rows, self._k)
+        self._table.alone[slot] |= self._lengths.pays(rows, self._k, HOPE)
         return len(holder.known)
 
     def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
@@ -77,12 +93,13 @@ class Speculation:
         pass
 
     def commit(self, slots: np.ndarray, computed: np.ndarray) -> None:
-        plain = slots[~self._table.alone[slots]]
-        if not len(plain) or not self._lengths.may_pay(len(slots), self._k):
+        table = self._table
+        due = slots[~table.alone[slots] & (table.known[slots] >= self._due[slots])]
+        if not len(due) or not self._lengths.pays(len(slots), self._k, AT_BEST):
             return
-        for slot in plain.tolist():
+        for slot in due.tolist():
             if isinstance(self._drafter, BatchDrafter):
-                self._rest(slot)
+                self._rise(slot)
             else:
                 self._rehearse(slot, len(slots))
 
@@ -106,6 +123,10 @@ class Speculation:
         ready = (demand == 1) & table.alone[rows] & (table.planned[rows] + 1 == table.known[rows])
         wanted = np.flatnonzero(ready).tolist()
         if not wanted:
+            return counts
+        if not self._lengths.pays(len(rows), self._k, AT_BEST):
+            for i in wanted:
+                self._decode_plainly(int(rows[i]))
             return counts
         most = min(self._k, STEP_DRAFTS // len(wanted))
         slots = rows[wanted].tolist()
@@ -138,9 +159,16 @@ class Speculation:
     def _tire(self, slot: int, count: int) -> None:
         drafted = self._of(slot)
         drafted.idle = 0 if count else drafted.idle + 1
+        if not count:
+            drafted.went(0)
         if self._lengths.adaptive and drafted.idle >= PATIENCE:
-            self._table.alone[slot] = drafted.request.sampling.may_force
-            drafted.tired_at = int(self._table.known[slot])
+            self._decode_plainly(slot)
+
+    def _decode_plainly(self, slot: int) -> None:
+        drafted = self._of(slot)
+        self._table.alone[slot] = drafted.request.sampling.may_force
+        rest = drafted.rest if isinstance(self._drafter, BatchDrafter) else REHEARSED
+        self._due[slot] = self._table.known[slot] + rest
 
     # ------------------------------------------------------------------ what came of them
 
@@ -149,7 +177,7 @@ class Speculation:
         assert plan.draft_counts is not None
         cost = self._lengths.cost
         if device_s > 0.0 and (plan.counts - plan.draft_counts == 1).all():
-            plain_s = cost.seconds(plan.num_rows)
+            plain_s = float(cost.seconds(np.array([plan.num_rows]))[0])
             gained = float(accepted[live].sum()) / plan.num_rows
             self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s
         for row in np.flatnonzero(live & (plan.draft_counts > 0)).tolist():
@@ -163,6 +191,7 @@ class Speculation:
                 continue
             drafted.request.drafts = (count, right)
             drafted.appetite = max(2, right + 2)
+            drafted.went(right)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
@@ -172,38 +201,37 @@ class Speculation:
         if host_s is not None and device_s > 0.0:
             self._lengths.cost.observe_host(host_s)
 
-    def _rest(self, slot: int) -> None:
+    def _rise(self, slot: int) -> None:
         """A drafter that has its price is tried again after a while, each time after a longer one."""
         drafted = self._of(slot)
-        if int(self._table.known[slot]) - drafted.tired_at >= drafted.rest:
-            drafted.rest = min(2 * drafted.rest, LONGEST_REST)
-            drafted.idle, drafted.appetite = 0, 4
-            self._table.alone[slot] = True
+        drafted.rest = min(2 * drafted.rest, LONGEST_REST)
+        drafted.idle, drafted.appetite = 0, 4
+        self._table.alone[slot] = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""
         drafted = self._of(slot)
         known = int(self._table.known[slot])
+        self._due[slot] = known + REHEARSED * rows
         if drafted.known < 0:
             self._catch_up(slot, drafted)
             return
         tokens = self._table.tokens[slot, drafted.known : known].tolist()
-        at, steps, right = 0, 0, 0
+        at = max(0, len(tokens) - REHEARSED)
+        self._drafter.extend(slot, tokens[:at])
         while at < len(tokens):
             proposal = self._drafter.propose(slot, min(self._k, len(tokens) - at))
             accepted = _common(proposal.tokens, tokens[at:])
             if proposal.tokens:
                 self._lengths.learn(proposal, accepted, drafted.trials)
+            drafted.went(accepted)
             new = tokens[at : at + accepted + 1]
             self._drafter.extend(slot, new)
-            at, steps, right = at + len(new), steps + 1, right + accepted
+            at += len(new)
         drafted.known = known
-        if right:
-            length = max(1, round(right / steps))
-            chances = np.full(length, min(1.0, right / steps / length))
-            if any(self._lengths.choose(rows, [chances] * rows)):
-                drafted.idle = 0
-                self._table.alone[slot] = True
+        if self._lengths.pays(rows, self._k, drafted.chance):
+            drafted.idle = 0
+            self._table.alone[slot] = True
 
     def _catch_up(self, slot: int, drafted: _Drafted) -> None:
         """The drafter learns of the tokens that it does not know."""
