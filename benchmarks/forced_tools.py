@@ -16,7 +16,7 @@ from pathlib import Path
 import jsonschema_rs
 
 from penstock.call import SamplingParams, ToolSpec
-from penstock.engine.tool_grammar import argument_schema
+from penstock.engine.tool_schema import argument_schema
 from penstock.llm import LLM
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from penstock.call import Event, Finish, ReasoningDelta, SamplingParams, TextDelta, ToolCallDelta, ToolSpec
-from penstock.engine.tool_grammar import MOST_CALLS, argument_schema, forced_calls
+from penstock.engine.tool_grammar import MOST_CALLS, forced_calls
+from penstock.engine.tool_lark import Specials
+from penstock.engine.tool_schema import argument_schema
 from penstock.errors import InvalidRequest
 from penstock.llm import LLM, read_conversation
 from penstock.text.output.choose import FORMATS
@@ -110,10 +112,10 @@ def test_types_of_other_languages_are_understood() -> None:
 def test_what_can_not_be_forced_is_refused(tools: tuple[ToolSpec, ...], choice: str, names: str) -> None:
     """Red if forcing a tool that does not exist leaves the model free."""
     with pytest.raises(InvalidRequest, match=names):
-        forced_calls(FORMATS["hermes"], tools, choice, True, lambda text: None)
+        forced_calls(FORMATS["hermes"], tools, choice, True, Specials())
 
 
-def test_formats_whose_calls_are_no_json_say_so() -> None:
-    """Red if a pythonic format is forced into JSON that its model has never seen."""
-    with pytest.raises(InvalidRequest, match="pythonic"):
-        forced_calls(FORMATS["pythonic"], (WEATHER,), "required", True, lambda text: None)
+def test_a_form_without_calls_says_so() -> None:
+    """Red if a model that has no form of calls is forced into one it has never seen."""
+    with pytest.raises(InvalidRequest, match="plain"):
+        forced_calls(FORMATS["plain"], (WEATHER,), "required", True, Specials())

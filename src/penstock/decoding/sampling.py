@@ -200,7 +200,7 @@ class Sampler:
         """
         check_token_ids(sampling, self._vocab_size)
         if self._masks is not None:
-            self._masks.admit(slot, sampling.grammar, tokens[prompt_len:].tolist())
+            self._masks.admit(slot, sampling.grammar, tokens[prompt_len:].tolist(), sampling.max_tokens)
         elif sampling.grammar is not None:
             raise InvalidRequest("grammar: this engine has no tokenizer to make one for", param="grammar")
         self._rows[slot] = Row(tokens, prompt_len, sampling, self._vocab_size)

@@ -25,7 +25,8 @@ from penstock.decoding.params import TokenSampling
 from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
-from penstock.engine.tool_grammar import forced_calls
+from penstock.engine.tool_grammar import forced_calls, strict_calls
+from penstock.engine.tool_lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 
@@ -75,6 +76,7 @@ class Preparer:
         self._model = model
         self._prefix_cache = prefix_cache
         self._template: ChatTemplate | None = None
+        self._special_tokens: Specials | None = None
         self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
 
     # ------------------------------------------------------------------ text
@@ -252,20 +254,24 @@ class Preparer:
 
     def _grammar(self, call: Call, reading: OutputReading | None) -> GrammarSpec | None:
         grammar, choice = grammar_of(call), call.tool_choice
+        parallel = call.parallel_tool_calls is not False
         if choice is None or choice in ("none", "auto"):
-            return grammar
+            if grammar is not None or reading is None:
+                return grammar
+            return strict_calls(reading.form, reading.tools, parallel, self._specials(), reading.prompt)
         if grammar is not None:
             raise InvalidRequest(
                 f"tool_choice: {choice!r} and a form of the answer exclude each other", param="tool_choice"
             )
         if reading is None or not reading.tools:
             raise InvalidRequest(f"tool_choice: {choice!r} needs tools", param="tool_choice")
-        parallel = call.parallel_tool_calls is not False
-        return forced_calls(reading.form, reading.tools, choice, parallel, self._special_id)
+        return forced_calls(reading.form, reading.tools, choice, parallel, self._specials())
 
-    def _special_id(self, text: str) -> int | None:
-        token = self.tokenizer.token_id(text)
-        return token if token in self.tokenizer.special_ids else None
+    def _specials(self) -> Specials:
+        if self._special_tokens is None:
+            spelled = {self.tokenizer.piece(token).decode(): token for token in self.tokenizer.special_ids}
+            self._special_tokens = Specials(spelled, frozenset(self.tokenizer.eos_ids))
+        return self._special_tokens
 
     def _resolve(self, call: Call, grammar: GrammarSpec | None) -> TokenSampling:
         """Ids instead of strings; `max_tokens` and the samples' seeds come later."""

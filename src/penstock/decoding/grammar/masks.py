@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from penstock.decoding.grammar.backend import GrammarBroken, Matcher, mask_words
-from penstock.decoding.grammar.loops import LoopGuard
+from penstock.decoding.grammar.loops import AnswerLoops, LoopGuard
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.grammar.store import GrammarStore
 
@@ -27,9 +27,11 @@ class GrammarMasks:
         self._pending: Future[None] | None = None
         self._fresh: set[int] = set()  # slots whose mask is that of their next token
         self._guard: LoopGuard | None = None
-        self._runs = [0] * num_slots  # digits at the end of each answer
+        self._loops: list[AnswerLoops | None] = [None] * num_slots
 
-    def admit(self, slot: int, spec: GrammarSpec | None, generated: Sequence[int]) -> None:
+    def admit(
+        self, slot: int, spec: GrammarSpec | None, generated: Sequence[int], max_tokens: int = 1 << 20
+    ) -> None:
         """Write the slot's matcher: none without a `spec`. `generated`: the answer before a preemption."""
         self._settle()
         self._fresh.discard(slot)
@@ -40,9 +42,10 @@ class GrammarMasks:
         matcher = self._matchers[slot] = self._store.compiled(spec).matcher()
         if self._guard is None:
             self._guard = LoopGuard(self._store.vocabulary())
-        self._runs[slot] = 0
+        loops = self._loops[slot] = self._guard.answer(spec.loops, max_tokens)
         for token in generated:
-            self._runs[slot] = self._guard.run(self._runs[slot], token)
+            loops.plan(matcher)
+            loops.record(token)
             if not matcher.consume(token):
                 self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
                 break
@@ -81,8 +84,9 @@ class GrammarMasks:
         if matcher is None or slot in self._broken:
             return
         self._fresh.discard(slot)
-        assert self._guard is not None
-        self._runs[slot] = self._guard.run(self._runs[slot], token)
+        loops = self._loops[slot]
+        assert self._guard is not None and loops is not None
+        loops.record(token)
         if token in self._guard.ends:
             # What a step in flight still draws for this row is dropped.
             self._matchers[slot] = None
@@ -93,13 +97,13 @@ class GrammarMasks:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken
 
     def _fill(self, slots: list[int]) -> None:
-        assert self._guard is not None
         for slot in slots:
-            matcher = self._matchers[slot]
-            assert matcher is not None
+            matcher, loops = self._matchers[slot], self._loops[slot]
+            assert matcher is not None and loops is not None
             try:
                 matcher.fill(self._masks[slot])
-                self._guard.bound(self._masks[slot], self._runs[slot])
+                loops.plan(matcher)
+                loops.bound(self._masks[slot])
             except GrammarBroken as error:
                 self._broken[slot] = error.message
             self._fresh.add(slot)
