@@ -15,7 +15,7 @@ import msgspec
 from penstock.call import ToolSpec
 from penstock.decoding.grammar.spec import GrammarSpec, LoopRules, spec_of_text
 from penstock.engine.tool_arguments import arguments, check_name
-from penstock.engine.tool_lark import ANYTHING, Lark, Specials, pattern, quoted, without
+from penstock.engine.tool_lark import ANYTHING, Lark, Specials, quoted, without
 from penstock.engine.tool_schema import UnwritableError
 from penstock.errors import InvalidRequest
 from penstock.text.output.format import CallSyntax, OutputFormat
@@ -24,6 +24,7 @@ log = logging.getLogger("penstock.engine")
 
 MOST_CALLS = 4  # of one answer that must call: small models do not find the end by themselves
 MOST_FREE_CALLS = 32  # of one answer that may call
+_ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 
 def forced_calls(
@@ -61,8 +62,8 @@ def strict_calls(
     """Of an answer that may call, when one of `tools` is strict; None where it stays free.
 
     Tools that are not strict are held to their name and to being called with an object where the family
-    writes JSON, to their schema elsewhere. `prompt`: the end of the rendered prompt. Raises InvalidRequest for
-    schemas that the model's form can't hold.
+    writes JSON, to their schema elsewhere. `prompt`: the end of the rendered prompt. Raises InvalidRequest
+    for schemas that the model's form can't hold.
     """
     if not any(tool.strict for tool in tools):
         return None
@@ -70,7 +71,7 @@ def strict_calls(
         log.warning("strict tools: calls of the form %s have no grammar; answers stay free", form.name)
         return None
     if form.syntax.arguments == "json":
-        tools = [tool if tool.strict else msgspec.structs.replace(tool, parameters={}) for tool in tools]
+        tools = [t if t.strict else msgspec.structs.replace(t, parameters=_ANY_OBJECT) for t in tools]
     calls = _Calls(form, form.syntax, tools, specials)
     if form.loop is not None:
         if not prompt.rstrip().endswith(form.syntax.separator):
@@ -109,8 +110,8 @@ class _Calls:
             body = arguments(self.lark, self.syntax, tool)
         except UnwritableError as reason:
             raise InvalidRequest(
-                f"tools: {tool.name!r}: calls of this model's form ({self.form.name}) can't be held to {reason}; "
-                "change the tool, or let the model call it without strict and tool_choice",
+                f"tools: {tool.name!r}: calls in this model's form ({self.form.name}) can't be held to "
+                f"{reason}; change the tool, or let the model call it without strict and tool_choice",
                 param="tools",
                 code="unsupported_parameter",
             ) from None
@@ -160,9 +161,9 @@ class _Calls:
 class _Free:
     """An answer of text in which calls may begin.
 
-    Text holds no marker of a call: the marker in the family's own form begins one, and only a call can follow.
-    A family whose calls begin without a marker (a bare `{` or `[`) calls at the start of a line, with the whole
-    beginning of a call of one of its tools; no other line may look like a call.
+    Text holds no marker of a call: the marker in the family's own form begins one, and only a call can
+    follow. A family whose calls begin without a marker (a bare `{` or `[`) calls at the start of a line, with
+    the whole beginning of a call of one of its tools; no other line may look like a call.
     """
 
     def __init__(self, calls: _Calls, prompt: str) -> None:
@@ -196,10 +197,11 @@ class _Free:
             return [f"{self._upto(self.body, self.marker)} ({' | '.join(behind)})"]
         lines = self.lark.terminal(rf"/((?s:.*)\n)?[ \t]*/ & {self.body}")
         further = calls.further(most)
-        return [
-            f"{self.lark.made(f'{lines} {quoted(calls.begin + head)}', lazy=True, prefix='until_')} {rest} {further}"
-            for head, rest in calls.calls
-        ]
+        found = []
+        for head, rest in calls.calls:
+            until = self.lark.made(f"{lines} {quoted(calls.begin + head)}", lazy=True, prefix="until_")
+            found.append(f"{until} {rest} {further}")
+        return found
 
     def _behind_marker(self, most: int) -> str:
         assert self.marker is not None

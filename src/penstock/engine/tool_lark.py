@@ -1,4 +1,4 @@
-"""A grammar being written in llguidance's notation (Lark): rules, texts with special tokens in them, and JSON.
+"""A grammar being written in llguidance's notation (Lark): rules, texts with special tokens in them, JSON.
 
 Texts come from the formats of model families. Which part of one is a special token depends on the tokenizer:
 such a part is written as its id, because its characters alone can never be that token.
@@ -13,8 +13,8 @@ from typing import Any
 
 from msgspec import Struct
 
-# JSON that shares a place with raw text: white space, if any, is part of its separators, because text has none
-# that could be skipped.
+# JSON that shares a place with raw text: white space, if any, is part of its separators, because text has
+# none that could be skipped.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 ANYTHING = "/(?s:.*)/"
 

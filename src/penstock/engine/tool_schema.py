@@ -74,8 +74,8 @@ def _normal(schema: Any) -> Any:
 
 # What says more than a grammar of one value can hold. Other keywords that are not below are notes.
 _REFUSED = frozenset(
-    ["not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies"]
-    + ["unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"]
+    {"not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies"}
+    | {"unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef"}
 )
 _OF_TYPE: dict[str, set[str]] = {
     "string": {"minLength", "maxLength", "pattern", "format"},
@@ -135,6 +135,11 @@ def _branches(schema: Any, root: Mapping[str, Any], depth: int) -> list[dict[str
         for one in own["allOf"]:
             merged = _both(merged, dict(resolve(one, root)))
         return _branches(merged, root, depth + 1)
+    return _plain(own)
+
+
+def _plain(own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The branches of a schema without references and alternatives."""
     if "const" in own:
         return [{"enum": [own["const"]]}]
     if "enum" in own:
@@ -142,11 +147,10 @@ def _branches(schema: Any, root: Mapping[str, Any], depth: int) -> list[dict[str
     names = own.get("type")
     if names is None:
         names = next((name for name, words in _OF_TYPE.items() if (words - {"format"}) & own.keys()), None)
-    if own.get("nullable") is True and names is not None:
-        names = [*(names if isinstance(names, list) else [names]), "null"]
     if names is None:
         return [{}]
-    return [_typed(name, own) for name in (names if isinstance(names, list) else [names])]
+    listed = names if isinstance(names, list) else [names]
+    return [_typed(name, own) for name in (*listed, *(["null"] if own.get("nullable") is True else []))]
 
 
 def _typed(name: Any, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.engine.tool_lark import ANYTHING, Lark, pattern, quoted, without
+from penstock.engine.tool_lark import ANYTHING, Lark, quoted, without
 from penstock.engine.tool_schema import UnwritableError, branches, constraints
 
 # Formats of strings as regular expressions. Other formats say nothing about validity here.
@@ -132,7 +132,7 @@ class RawValues(Values):
         self.end, self.marker = end, end.strip()
 
     def strings(self, schema: Any, hinted: bool) -> list[str]:
-        """Of the strings that `schema` allows, with their end. `hinted`: the parser is told that it is one."""
+        """Of the strings that `schema` allows, with their end. `hinted`: the parser is told what is one."""
         found, every = [], branches(schema, self.root)
         others = set() if hinted else {name for one in every for name in _types_of(one)} - {"string"}
         for one in every:
@@ -215,7 +215,7 @@ class NestedValues(Values):
 
 
 def members(lark: Lark, written: list[tuple[str, bool]], separator: str) -> str:
-    """Members in their order with separators between them. written: (expression, whether it must be there)."""
+    """Members in order with separators between them. written: (expression, whether it must be there)."""
     more = [""]  # what may follow a member, from the last one backwards
     for member, required in reversed(written):
         follows = f"{separator} {member}".strip()
@@ -255,7 +255,7 @@ def _python(value: Any) -> str:
 
 
 class MarkedValues(NestedValues):
-    """Strings between two `quote`, keys without quotation marks, brackets of the same, the rest as in JSON."""
+    """Strings between two `quote`, keys without quotation marks, brackets of them, the rest as in JSON."""
 
     comma = ","
 

@@ -23,6 +23,7 @@ LEAST_AGAIN = 16  # each further one of the same answer is closed at half the le
 MIN_REPEATS = 4
 MAX_PERIOD = 64  # tokens
 _BRACKETS = ("]", "}", ")")
+_ITEM_ENDS = (b",", b"]", b"}", b")")
 
 
 class LoopGuard:
@@ -54,8 +55,8 @@ class LoopGuard:
 class AnswerLoops:
     """One answer. Per token: `plan`, then `bound` its mask (any number of times), then `record` it.
 
-    Invariant: what is planned depends on the tokens and the matcher alone, so an answer that is followed again
-    after a preemption goes on as it would have.
+    Invariant: what is planned depends on the tokens and the matcher alone, so an answer that is followed
+    again after a preemption goes on as it would have.
     """
 
     def __init__(self, guard: LoopGuard, rules: LoopRules | None, max_tokens: int) -> None:
@@ -71,15 +72,16 @@ class AnswerLoops:
         """Decides what must come next, if anything must. `matcher` has consumed all that was recorded."""
         if self._closers is None or self._queue:
             return
-        if self._last_call:
-            self._queue = self._closers.of_section(matcher)
-        elif self._closing or self._repetition.found:
-            self._queue = self._closers.of_value(matcher)
+        if self._closing or self._repetition.found:
+            expected = None if self._closing else self._repetition.next_token
+            self._queue = self._closers.of_value(matcher, expected)
             if self._queue:
                 self._closing = True
             elif self._closing:
                 self._closing, self._last_call = False, True
                 self._repetition.again()
+        if self._last_call and not self._queue:
+            self._queue = self._closers.of_section(matcher)
 
     def bound(self, mask: np.ndarray) -> None:
         """Take out of a mask what would go on for ever."""
@@ -111,15 +113,20 @@ class _Closers:
 
     def __init__(self, guard: LoopGuard, rules: LoopRules) -> None:
         encode = guard.vocabulary.tokenizer.encode_continuation
+        self._piece = guard.vocabulary.tokenizer.piece
         self._value = [(text in _BRACKETS, encode(text)) for text in rules.closers]
         self._section = encode(rules.section_end) if rules.section_end else []
 
-    def of_value(self, matcher: Matcher) -> list[int]:
+    def of_value(self, matcher: Matcher, expected: int | None) -> list[int]:
         """What closes the innermost thing that is open; [] if nothing can be closed here.
 
-        A closer that may come twice is no closer here: it is content, or opens something.
+        A closer that may come twice is no closer here: it is content, or opens something. `expected`: the
+        token with which the repetition would go on; a list is not closed in the middle of an item.
         """
+        inside = expected is not None and self._piece(expected).lstrip()[:1] not in _ITEM_ENDS
         for bracket, tokens in self._value:
+            if bracket and inside:
+                continue
             if matcher.accepts(tokens) == len(tokens) and (
                 bracket or matcher.accepts(tokens + tokens) < 2 * len(tokens)
             ):
@@ -156,6 +163,11 @@ class _Repetition:
     @property
     def found(self) -> bool:
         return bool((self._equal >= self._wanted).any())
+
+    @property
+    def next_token(self) -> int:
+        """With which the repetition goes on, once one is found."""
+        return int(self._tail[np.flatnonzero(self._equal >= self._wanted)[0]])
 
     def again(self) -> None:
         """Begin anew behind a repetition that was closed; the next one is closed sooner."""
