@@ -3,7 +3,7 @@
     python benchmarks/forced_tools.py bfcl.jsonl [--first 0] [--rows 60] [--tokens 256] [--choice auto]
 
 `jsonschema_rs` judges (of the test dependencies). An answer is complete if it did not run into its limit.
-`--choice auto` leaves it to the model whether it calls.
+`--choice auto` leaves it to the model whether it calls; SmolLM2 does with `--example`, seldom without.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from penstock.engine.tool_schema import argument_schema
 from penstock.llm import AsyncLLM, read_conversation
 
 AT_ONCE = 16
+EXAMPLE = [
+    {"role": "user", "content": "What is the capital of Italy?"},
+    {
+        "role": "assistant",
+        "content": '<tool_call>\n{"name": "capital_of", "arguments": {"country": "Italy"}}\n</tool_call>',
+    },
+    {"role": "user", "content": "<tool_response>\nRome\n</tool_response>"},
+    {"role": "assistant", "content": "It is Rome."},
+]
 
 
 def call_of(row: dict[str, Any], options: argparse.Namespace) -> Call:
@@ -30,7 +39,7 @@ def call_of(row: dict[str, Any], options: argparse.Namespace) -> Call:
     return Call(
         kind="chat",
         model="smollm2",
-        messages=read_conversation(row["question"][0]),
+        messages=read_conversation([*(EXAMPLE if options.example else []), *row["question"][0]]),
         sampling=SamplingParams(max_tokens=options.tokens, temperature=0.0),
         tools=tuple({tool.name: tool for tool in specs}.values()),
         tool_choice=options.choice,
@@ -69,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--choice", choices=("required", "auto"), default="required")
+    parser.add_argument("--example", action="store_true", help="a call in the history of the conversation")
     parser.add_argument("--show", action="store_true", help="print every answer")
     print(dict(asyncio.run(measure(parser.parse_args()))))
 

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.call import Event, Finish, ReasoningDelta, SamplingParams, TextDelta, ToolCallDelta, ToolSpec
@@ -77,6 +78,29 @@ def test_required_calls_are_at_least_one_and_end(llm: LLM) -> None:
     calls = _calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=True))
     assert 1 <= len(calls) <= MOST_CALLS
     assert len(_calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=False))) == 1
+
+
+def test_a_strict_tool_that_may_be_called_is_called_by_its_schema(llm: LLM) -> None:
+    """Red if strictness is lost on the way, or an answer of words is constrained by it."""
+    validators = pytest.importorskip("jsonschema_rs")
+    tool = msgspec.structs.replace(WEATHER, strict=True)
+    written = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    begun = [*QUESTION, {"role": "assistant", "content": written}]
+    begun += [{"role": "user", "content": "And in Paris, for 3 days?"}]
+    calls = 0
+    for seed in range(8):
+        params = SamplingParams(max_tokens=120, temperature=1.2, seed=seed)
+        (result,) = llm.chat(begun, params, tools=[tool])
+        for call in result.tool_calls:
+            calls += 1
+            assert call.name == "get_weather"
+            assert validators.is_valid(argument_schema(tool), json.loads(call.arguments))
+    assert calls
+    plain = SamplingParams(max_tokens=30, temperature=0)
+    free = [{"role": "user", "content": "Say a poem about the sea. Call no function."}]
+    (said,) = llm.chat(free, plain, tools=[tool])
+    (unbound,) = llm.chat(free, plain, tools=[WEATHER])
+    assert said.text == unbound.text and said.text
 
 
 def test_a_result_in_python_has_its_calls(llm: LLM) -> None:

@@ -269,8 +269,9 @@ class Preparer:
 
     def _specials(self) -> Specials:
         if self._special_tokens is None:
-            spelled = {self.tokenizer.piece(token).decode(): token for token in self.tokenizer.special_ids}
-            self._special_tokens = Specials(spelled, frozenset(self.tokenizer.eos_ids))
+            pieces = {token: self.tokenizer.piece(token) for token in self.tokenizer.special_ids}
+            texts = {piece.decode("utf-8", "replace"): token for token, piece in pieces.items() if piece}
+            self._special_tokens = Specials(texts, frozenset(self.tokenizer.eos_ids))
         return self._special_tokens
 
     def _resolve(self, call: Call, grammar: GrammarSpec | None) -> TokenSampling:
