@@ -4,6 +4,8 @@
 
 `jsonschema_rs` judges (of the test dependencies). An answer is complete if it did not run into its limit.
 `--choice auto` leaves it to the model whether it calls; SmolLM2 does with `--example`, seldom without.
+Forced, 256 tokens: 60 of the first 60 answers are complete, 79 of the next 80, 322 of all 330; 638 of 638 calls
+are valid. Free, with the example: 59 of 60, 77 of 80; 131 of 131.
 """
 
 from __future__ import annotations
@@ -23,14 +25,11 @@ from penstock.engine.tool_schema import argument_schema
 from penstock.llm import AsyncLLM, read_conversation
 
 AT_ONCE = 16
+_CALL = '<tool_call>\n{"name": "capital_of", "arguments": {"country": "%s"}}\n</tool_call>'
 EXAMPLE = [
-    {"role": "user", "content": "What is the capital of Italy?"},
-    {
-        "role": "assistant",
-        "content": '<tool_call>\n{"name": "capital_of", "arguments": {"country": "Italy"}}\n</tool_call>',
-    },
-    {"role": "user", "content": "<tool_response>\nRome\n</tool_response>"},
-    {"role": "assistant", "content": "It is Rome."},
+    {"role": role, "content": content}
+    for country in ("Italy", "France")
+    for role, content in (("user", f"What is the capital of {country}?"), ("assistant", _CALL % country))
 ]
 
 
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--choice", choices=("required", "auto"), default="required")
-    parser.add_argument("--example", action="store_true", help="a call in the history of the conversation")
+    parser.add_argument("--example", action="store_true", help="calls in the history of the conversation")
     parser.add_argument("--show", action="store_true", help="print every answer")
     print(dict(asyncio.run(measure(parser.parse_args()))))
 

@@ -121,6 +121,23 @@ def test_tools_that_may_not_be_called_are_not_shown(llm: LLM) -> None:
     assert texts[0] == texts[1]
 
 
+def test_a_format_that_nobody_defined_is_a_note(llm: LLM) -> None:
+    """Red if a tool of another ecosystem (`format: password`) can't be called."""
+    schema = {
+        "type": "object",
+        "properties": {"key": {"type": "string", "format": "password", "maxLength": 5}},
+    }
+    events = _ask(llm, (ToolSpec("log_in", None, schema | {"required": ["key"]}),), "required")
+    assert _calls(events)[0].name == "log_in"
+
+
+def test_a_schema_that_no_grammar_holds_names_the_tools(llm: LLM) -> None:
+    """Red if the client is told of a grammar that it did not send."""
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(InvalidRequest, match="^tools: .*uniqueItems"):
+        _ask(llm, (ToolSpec("f", None, schema),), "required")
+
+
 def test_types_of_other_languages_are_understood() -> None:
     """Red if `dict` or `float`, as clients write them, make a tool unusable."""
     schema = argument_schema(ADD)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.call import ToolSpec
+from penstock.decoding.grammar.llguidance_backend import FORMATS
 from penstock.text.output.arguments import resolve
 
 # Names that clients write in schemas for the types of their own language.
@@ -61,6 +62,8 @@ def _normal(schema: Any) -> Any:
                 found["type"] = names if isinstance(value, list) else names[0]
         elif keyword in _DATA:
             found[keyword] = value
+        elif keyword == "format" and value not in FORMATS:
+            continue  # a word of another standard says nothing about validity
         elif keyword in _NESTED and isinstance(value, dict):
             found[keyword] = {name: _normal(inner) for name, inner in value.items()}
         else:
