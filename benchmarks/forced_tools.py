@@ -4,8 +4,8 @@
 
 `jsonschema_rs` judges (of the test dependencies). An answer is complete if it did not run into its limit.
 `--choice auto` leaves it to the model whether it calls; SmolLM2 does with `--example`, seldom without.
-Forced, 256 tokens: 60 of the first 60 answers are complete, 79 of the next 80, 322 of all 330; 638 of 638 calls
-are valid. Free, with the example: 59 of 60, 77 of 80; 131 of 131.
+Forced, 256 tokens: 60 of the first 60 answers are complete, 79 of the next 80, 322 of all 330; 638 of 638
+calls are valid. Free, with the example: 59 of 60, 77 of 80; 131 of 131.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_a_format_that_nobody_defined_is_a_note(llm: LLM) -> None:
 def test_a_schema_that_no_grammar_holds_names_the_tools(llm: LLM) -> None:
     """Red if the client is told of a grammar that it did not send."""
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    with pytest.raises(InvalidRequest, match="^tools: .*uniqueItems"):
+    with pytest.raises(InvalidRequest, match=r"^tools: .*uniqueItems"):
         _ask(llm, (ToolSpec("f", None, schema),), "required")
 
 
