@@ -8,10 +8,13 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.call import Event, Finish, ReasoningDelta, SamplingParams, TextDelta, ToolCallDelta, ToolSpec
-from penstock.engine.tool_grammar import MOST_CALLS, argument_schema, forced_calls
+from penstock.engine.tool_grammar import MOST_CALLS, forced_calls
+from penstock.engine.tool_lark import Specials
+from penstock.engine.tool_schema import argument_schema
 from penstock.errors import InvalidRequest
 from penstock.llm import LLM, read_conversation
 from penstock.text.output.choose import FORMATS
@@ -77,6 +80,29 @@ def test_required_calls_are_at_least_one_and_end(llm: LLM) -> None:
     assert len(_calls(_ask(llm, (WEATHER, ADD), "required", parallel_tool_calls=False))) == 1
 
 
+def test_a_strict_tool_that_may_be_called_is_called_by_its_schema(llm: LLM) -> None:
+    """Red if strictness is lost on the way, or an answer of words is constrained by it."""
+    validators = pytest.importorskip("jsonschema_rs")
+    tool = msgspec.structs.replace(WEATHER, strict=True)
+    written = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    begun = [*QUESTION, {"role": "assistant", "content": written}]
+    begun += [{"role": "user", "content": "And in Paris, for 3 days?"}]
+    calls = 0
+    for seed in range(8):
+        params = SamplingParams(max_tokens=120, temperature=1.2, seed=seed)
+        (result,) = llm.chat(begun, params, tools=[tool])
+        for call in result.tool_calls:
+            calls += 1
+            assert call.name == "get_weather"
+            assert validators.is_valid(argument_schema(tool), json.loads(call.arguments))
+    assert calls
+    plain = SamplingParams(max_tokens=30, temperature=0)
+    free = [{"role": "user", "content": "Say a poem about the sea. Call no function."}]
+    (said,) = llm.chat(free, plain, tools=[tool])
+    (unbound,) = llm.chat(free, plain, tools=[WEATHER])
+    assert said.text == unbound.text and said.text
+
+
 def test_a_result_in_python_has_its_calls(llm: LLM) -> None:
     """Red if `LLM.chat` takes a call out of the text and gives it to nobody."""
     params = SamplingParams(max_tokens=200, temperature=0)
@@ -95,6 +121,23 @@ def test_tools_that_may_not_be_called_are_not_shown(llm: LLM) -> None:
     assert texts[0] == texts[1]
 
 
+def test_a_format_that_nobody_defined_is_a_note(llm: LLM) -> None:
+    """Red if a tool of another ecosystem (`format: password`) can't be called."""
+    schema = {
+        "type": "object",
+        "properties": {"key": {"type": "string", "format": "password", "maxLength": 5}},
+    }
+    events = _ask(llm, (ToolSpec("log_in", None, schema | {"required": ["key"]}),), "required")
+    assert _calls(events)[0].name == "log_in"
+
+
+def test_a_schema_that_no_grammar_holds_names_the_tools(llm: LLM) -> None:
+    """Red if the client is told of a grammar that it did not send."""
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(InvalidRequest, match=r"^tools: .*uniqueItems"):
+        _ask(llm, (ToolSpec("f", None, schema),), "required")
+
+
 def test_types_of_other_languages_are_understood() -> None:
     """Red if `dict` or `float`, as clients write them, make a tool unusable."""
     schema = argument_schema(ADD)
@@ -110,10 +153,10 @@ def test_types_of_other_languages_are_understood() -> None:
 def test_what_can_not_be_forced_is_refused(tools: tuple[ToolSpec, ...], choice: str, names: str) -> None:
     """Red if forcing a tool that does not exist leaves the model free."""
     with pytest.raises(InvalidRequest, match=names):
-        forced_calls(FORMATS["hermes"], tools, choice, True, lambda text: None)
+        forced_calls(FORMATS["hermes"], tools, choice, True, Specials())
 
 
-def test_formats_whose_calls_are_no_json_say_so() -> None:
-    """Red if a pythonic format is forced into JSON that its model has never seen."""
-    with pytest.raises(InvalidRequest, match="pythonic"):
-        forced_calls(FORMATS["pythonic"], (WEATHER,), "required", True, lambda text: None)
+def test_a_form_without_calls_says_so() -> None:
+    """Red if a model that has no form of calls is forced into one it has never seen."""
+    with pytest.raises(InvalidRequest, match="plain"):
+        forced_calls(FORMATS["plain"], (WEATHER,), "required", True, Specials())

@@ -14,8 +14,8 @@ from penstock.text.output.choose import FORMATS
 from penstock.text.output.events import CallArguments, CallStart, Malformed, ParsedEvent, Reasoning, Text
 from penstock.text.output.format import OutputFormat
 
-# 10,000 outputs in all by default, a good part of them for each family.
-PER_FAMILY = -(-10_000 // len(FORMATS))
+# Outputs in all, shared out among the families: of every run, and of the nightly one.
+OUTPUTS, NIGHTLY_OUTPUTS = 10_000, 100_000
 
 JSON_PIECES = [
     '{"name": "get_weather", "arguments": {"city": "Rome"}}',
@@ -70,17 +70,23 @@ def kept(text: str, events: list[ParsedEvent]) -> bool:
     return all(said.count(word) >= text.count(word) for word in ("word", "ünï", "😀"))
 
 
+@pytest.mark.parametrize(
+    "outputs", [OUTPUTS, pytest.param(NIGHTLY_OUTPUTS, marks=pytest.mark.nightly)], ids=["1e4", "1e5"]
+)
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
-def test_soup(form: OutputFormat) -> None:
+def test_soup(form: OutputFormat, outputs: int) -> None:
     """Red if an output raises, depends on its pieces, loses words, or a call's arguments are no object."""
+    tried = 0
 
-    @settings(max_examples=PER_FAMILY, deadline=None)
+    @settings(max_examples=-(-outputs // len(FORMATS)), deadline=None)
     @given(
         pieces=soup(form),
         places=st.lists(st.integers(0, 400), max_size=6),
         prompt=st.sampled_from(["", "<think>\n"]),
     )
     def check(pieces: list[str], places: list[int], prompt: str) -> None:
+        nonlocal tried
+        tried += 1
         text = "".join(pieces)
         whole = parse(form, [text], prompt=prompt)
         readable(whole)
@@ -91,6 +97,7 @@ def test_soup(form: OutputFormat) -> None:
         assert parse(form, list(text), tools=()) == without
 
     check()
+    assert tried * len(FORMATS) >= outputs
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)

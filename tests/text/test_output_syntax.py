@@ -31,12 +31,25 @@ def literal(value: Any, syntax: CallSyntax) -> str:
     return json.dumps(value)
 
 
+def element(name: str, value: Any, prefix: str) -> str:
+    """A member in the style of elements."""
+    if isinstance(value, dict) and value:
+        inner = "".join(element(key, one, prefix) for key, one in value.items())
+    elif isinstance(value, list) and value:
+        inner = "".join(element("item", one, prefix) for one in value)
+    else:
+        inner = value if isinstance(value, str) else json.dumps(value)
+    return f"{prefix}<{name}>{inner}{prefix}</{name}>"
+
+
 def written(syntax: CallSyntax, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Calls as a model that follows `syntax` writes them."""
     found = []
     for name, arguments in calls:
         if syntax.parameter is None:
             body = json.dumps(arguments, ensure_ascii=False)
+        elif syntax.arguments == "elements":
+            body = "".join(element(key, value, syntax.parameter[0]) for key, value in arguments.items())
         else:
             before, between, after = syntax.parameter
             hints = [syntax.string_hint[not isinstance(value, str)] for value in arguments.values()]

@@ -224,7 +224,9 @@ class Sampler:
         check_token_ids(sampling, self._vocab_size)
         row = Row(tokens, prompt_len, sampling, self._vocab_size)
         if self._masks is not None:
-            leads = self._masks.admit(slot, sampling.grammar, tokens, prompt_len, sampling.thinking)
+            leads = self._masks.admit(
+                slot, sampling.grammar, tokens, prompt_len, sampling.thinking, sampling.max_tokens
+            )
             if sampling.grammar is not None and not leads:
                 row.thinking = None
         elif sampling.grammar is not None:

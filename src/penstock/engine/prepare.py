@@ -27,7 +27,8 @@ from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
 from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
-from penstock.engine.tool_grammar import forced_calls
+from penstock.engine.tool_grammar import forced_calls, strict_calls
+from penstock.engine.tool_lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES
@@ -95,6 +96,7 @@ class Preparer:
         self._prefix_cache = prefix_cache
         self._template: ChatTemplate | None = None
         self._thinking = ThinkingMarkers(tokenizer, thinking_stop_sentence)
+        self._special_tokens: Specials | None = None
         self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
 
     # ------------------------------------------------------------------ text
@@ -268,7 +270,12 @@ class Preparer:
         if thinking is None:
             return shared
         has_grammar, lead_in = shared.grammar is not None, ""
-        if has_grammar:
+        if shared.grammar is not None and shared.grammar.loops is not None and not _must_call(call):
+            # Text in which strict calls may begin. Where messages have channels it describes those of
+            # reasoning as well.
+            if reading is not None and (reading.form.loop is not None or not reading.may_begin_thinking):
+                return shared
+        elif has_grammar:
             if not thinking.open and (reading is None or not reading.may_begin_thinking):
                 return shared
             marks = reading.form.reasoning if reading is not None else None
@@ -309,20 +316,28 @@ class Preparer:
 
     def _grammar(self, call: Call, reading: OutputReading | None) -> GrammarSpec | None:
         grammar, choice = grammar_of(call), call.tool_choice
+        parallel = call.parallel_tool_calls is not False
         if choice is None or not _must_call(call):
-            return grammar
+            if grammar is not None or reading is None:
+                return grammar
+            gated = reading.thinking is not None
+            return strict_calls(
+                reading.form, reading.tools, parallel, self._specials(), reading.prompt, gated
+            )
         if grammar is not None:
             raise InvalidRequest(
                 f"tool_choice: {choice!r} and a form of the answer exclude each other", param="tool_choice"
             )
         if reading is None or not reading.tools:
             raise InvalidRequest(f"tool_choice: {choice!r} needs tools", param="tool_choice")
-        parallel = call.parallel_tool_calls is not False
-        return forced_calls(reading.form, reading.tools, choice, parallel, self._special_id)
+        return forced_calls(reading.form, reading.tools, choice, parallel, self._specials())
 
-    def _special_id(self, text: str) -> int | None:
-        token = self.tokenizer.token_id(text)
-        return token if token in self.tokenizer.special_ids else None
+    def _specials(self) -> Specials:
+        if self._special_tokens is None:
+            pieces = {token: self.tokenizer.piece(token) for token in self.tokenizer.special_ids}
+            texts = {piece.decode("utf-8", "replace"): token for token, piece in pieces.items() if piece}
+            self._special_tokens = Specials(texts, frozenset(self.tokenizer.eos_ids))
+        return self._special_tokens
 
     def _resolve(self, call: Call, grammar: GrammarSpec | None) -> TokenSampling:
         """Ids instead of strings; `max_tokens` and the samples' seeds come later."""

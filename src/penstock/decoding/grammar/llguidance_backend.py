@@ -213,5 +213,5 @@ _PARAMS = {"json_schema": "json_schema", "json_object": "response_format"}
 
 
 def _refusal(spec: GrammarSpec, message: str) -> InvalidRequest:
-    param = _PARAMS.get(spec.kind, spec.kind)
+    param = "tools" if spec.loops is not None else _PARAMS.get(spec.kind, spec.kind)
     return InvalidRequest(f"{param}: {message.strip()}", param=param, code="unsupported_grammar")

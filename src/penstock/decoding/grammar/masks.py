@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.decoding.grammar.backend import GrammarBroken, Matcher, mask_words
 from penstock.decoding.grammar.gate import Gate
-from penstock.decoding.grammar.loops import LoopGuard
+from penstock.decoding.grammar.loops import AnswerLoops, LoopGuard
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.thinking import ThinkingSpec
@@ -31,14 +31,14 @@ class GrammarMasks:
         self._pending: Future[None] | None = None
         self._fresh: set[int] = set()  # slots whose mask is that of their next token
         self._guard: LoopGuard | None = None
-        self._runs = [0] * num_slots  # digits at the end of each answer
+        self._loops: list[AnswerLoops | None] = [None] * num_slots
 
     def free(self, slot: int) -> None:
         """Drop what the slot has."""
         self._settle()
         self._fresh.discard(slot)
         self._broken.pop(slot, None)
-        self._matchers[slot] = self._gates[slot] = None
+        self._matchers[slot] = self._gates[slot] = self._loops[slot] = None
 
     def admit(
         self,
@@ -47,6 +47,7 @@ class GrammarMasks:
         tokens: np.ndarray,
         prompt_len: int,
         thinking: ThinkingSpec | None = None,
+        max_tokens: int = 1 << 20,
     ) -> bool:
         """Write the slot's matcher: none without a `spec`. Whether a section of `thinking` may come before
         it: none may if the grammar has the start marker in it, and so describes the reasoning itself.
@@ -59,7 +60,7 @@ class GrammarMasks:
         matcher = self._matchers[slot] = self._store.compiled(spec).matcher()
         if self._guard is None:
             self._guard = LoopGuard(self._store.vocabulary())
-        self._runs[slot] = 0
+        self._loops[slot] = self._guard.answer(spec.loops, max_tokens)
         if thinking is not None and (thinking.open or not _takes_all(matcher, thinking.starts[0])):
             self._gates[slot] = Gate(thinking, matcher, tokens[:prompt_len], self._guard.ends)
         leads = self._gates[slot] is not None
@@ -120,8 +121,10 @@ class GrammarMasks:
                 self._gates[slot] = None
             if taken:
                 return True
-        assert self._guard is not None
-        self._runs[slot] = self._guard.run(self._runs[slot], token)
+        loops = self._loops[slot]
+        assert loops is not None
+        loops.plan(matcher)  # whoever takes a forced token has made no mask for it
+        loops.record(token)
         return matcher.consume(token)
 
     def forced(self, slot: int) -> list[int]:
@@ -142,14 +145,14 @@ class GrammarMasks:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken
 
     def _fill(self, slots: list[int]) -> None:
-        assert self._guard is not None
         for slot in slots:
-            matcher, gate = self._matchers[slot], self._gates[slot]
-            assert matcher is not None
+            matcher, gate, loops = self._matchers[slot], self._gates[slot], self._loops[slot]
+            assert matcher is not None and loops is not None
             try:
                 if gate is None or gate.asks_grammar:
                     matcher.fill(self._masks[slot])
-                    self._guard.bound(self._masks[slot], self._runs[slot])
+                    loops.plan(matcher)
+                    loops.bound(self._masks[slot])
                 if gate is not None:
                     gate.fill(self._masks[slot])
             except GrammarBroken as error:

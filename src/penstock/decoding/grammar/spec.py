@@ -27,12 +27,26 @@ MAX_DEPTH = 128  # of a JSON schema
 WHITESPACE = r"[\x20\x09]|\r?\n[\x20\x09]{0,64}"
 
 
+class LoopRules(Struct, frozen=True):
+    """How an answer that makes tool calls is brought to an end when it only repeats itself.
+
+    `closers`: texts that end what is open, the innermost first. `call_begin`, `separator`: what a call begins
+    with and what stands between two. `section_end`: what ends the calls, before the end of the answer.
+    """
+
+    closers: tuple[str, ...]
+    call_begin: str = ""
+    separator: str = ""
+    section_end: str = ""
+
+
 class GrammarSpec(Struct, frozen=True):
     """`source`: the schema, the choices (a list of strings) or the structural tag as JSON text; a regular
-    expression; a grammar in Lark's or in GBNF's notation."""
+    expression; a grammar in Lark's or in GBNF's notation. `loops`: None where an answer may repeat itself."""
 
     kind: Kind
     source: str = ""
+    loops: LoopRules | None = None
 
 
 def spec_of_schema(schema: Any, param: str) -> GrammarSpec:
@@ -61,11 +75,13 @@ def spec_of_choices(choices: Any, param: str) -> GrammarSpec:
     return _checked(GrammarSpec("choice", json.dumps(choices, ensure_ascii=False)), param)
 
 
-def spec_of_text(kind: Literal["regex", "grammar"], source: Any, param: str) -> GrammarSpec:
+def spec_of_text(
+    kind: Literal["regex", "grammar"], source: Any, param: str, loops: LoopRules | None = None
+) -> GrammarSpec:
     """Of a regular expression or a grammar."""
     if not isinstance(source, str) or not source:
         raise InvalidRequest(f"{param}: give it as text, not empty", param=param)
-    return _checked(GrammarSpec(kind, source), param)
+    return _checked(GrammarSpec(kind, source, loops), param)
 
 
 def spec_of_structural_tag(tag: Any, param: str) -> GrammarSpec:

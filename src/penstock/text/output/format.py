@@ -18,7 +18,7 @@ from penstock.text.output.reasoning import ReasoningMarkers
 from penstock.text.output.scan import Wait, markers
 from penstock.text.output.session import OutputParser, Session
 
-ArgumentStyle = Literal["json", "xml_parameters", "pythonic", "marked"]
+ArgumentStyle = Literal["json", "xml_parameters", "pythonic", "marked", "elements"]
 
 
 class CallSyntax(Struct, frozen=True):
@@ -27,8 +27,9 @@ class CallSyntax(Struct, frozen=True):
     A call is `call_begin` (before and after the name), its arguments, `call_end`. Arguments are a JSON object
     (json), or one `parameter` (before the key, between key and value, after the value) for each, with
     `between_parameters`: raw strings and JSON for anything else (xml_parameters), Python literals (pythonic),
-    or values whose strings stand between two `string_quote` (marked). `string_hint`: what between key and
-    value says whether the value is a string (is one, is none), at `{hint}`.
+    values whose strings stand between two `string_quote` (marked), or an element for each, nested, every tag
+    behind `parameter[0]` (elements). `string_hint`: what between key and value says whether the value is a
+    string (is one, is none), at `{hint}`.
     """
 
     call_begin: tuple[str, str]

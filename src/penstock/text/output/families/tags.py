@@ -68,10 +68,19 @@ MINIMAX_M2 = OutputFormat(
     signs=(("minimax:tool_call",),),
 )
 
+_M3 = "]<]minimax[>["
 MINIMAX_M3 = OutputFormat(
     "minimax_m3",
     ReasoningMarkers("<mm:think>", "</mm:think>"),
-    NestedTagCalls("]<]minimax[>["),
+    NestedTagCalls(_M3),
+    CallSyntax(
+        (f'{_M3}<invoke name="', '">'),
+        f"{_M3}</invoke>\n",
+        "elements",
+        begin=f"{_M3}<tool_call>\n",
+        end=f"{_M3}</tool_call>",
+        parameter=(_M3, "", ""),
+    ),
     signs=(("]<]minimax[>[",),),
 )
 
