@@ -50,7 +50,7 @@ class Writer:
         """The answer of at most `most` tokens, going on from `known`; up to `stop` tokens of it."""
         masks = GrammarMasks(1, self.tokens.vocab_size, self.store)
         text = known
-        masks.admit(0, self.spec, list(known.encode()), most)
+        masks.admit(0, self.spec, np.frombuffer(known.encode(), np.uint8), 0, None, most)
         slots = np.array([0])
         while len(text) < min(most, most if stop is None else stop):
             found, broken = masks.of(slots)
