@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_models import VOCAB_SIZE, make_tiny
-from token_engine import Answer, TokenEngine
+from token_engine import Answer, TokenEngine, same_logprobs
 
 from penstock.decoding.drafting.drafter import Proposal
 from penstock.decoding.params import TokenSampling
@@ -33,6 +33,12 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
         "presence_penalty": 0.2,
         "logit_bias": ((70, 3.0), (80, -4.0)),
         "bad_words": ((71, 72), (90,)),
+        "stop_token_ids": tuple(range(0, VOCAB_SIZE, 9)),
+        "min_tokens": 6,
+    },
+    "log-probabilities": {
+        "temperature": 0.8,
+        "logprobs": 2,
         "stop_token_ids": tuple(range(0, VOCAB_SIZE, 9)),
         "min_tokens": 6,
     },
@@ -103,6 +109,8 @@ def _all_at_once(engine: TokenEngine, fields: dict[str, Any], name: str = "") ->
 def _same(answers: list[Answer], expected: list[Answer]) -> None:
     for answer, other in zip(answers, expected, strict=True):
         assert (answer.tokens, answer.finish) == (other.tokens, other.finish)
+        if other.logprobs:
+            same_logprobs(answer.logprobs, other.logprobs, 1e-4)
 
 
 def _acceptance(engine: TokenEngine) -> tuple[int, list[int]]:

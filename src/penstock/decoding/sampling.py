@@ -29,6 +29,8 @@ are the model's, untouched by 1 to 5. Logits are read, never written.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 
 from penstock.decoding import draw, filters, philox
@@ -286,11 +288,12 @@ class Sampler:
         self._record(slots, rows, tokens)
         return tokens, logprobs
 
-    def _masks_of(self, slots: np.ndarray) -> np.ndarray | None:
-        """int32[R, words] of what the rows' grammars allow, None if no row has one. Raises BrokenRows."""
+    def _masks_of(self, slots: np.ndarray, without: Container[int] = ()) -> np.ndarray | None:
+        """int32[R, words] of what the rows' grammars allow, None if no row has one; of rows `without` every
+        bit is set. Raises BrokenRows."""
         if self._masks is None or not self._masks.any_of(slots):
             return None
-        masks, broken = self._masks.of(slots)
+        masks, broken = self._masks.of(slots, without)
         if broken:
             raise BrokenRows(list(broken), "; ".join(broken.values()))
         return masks

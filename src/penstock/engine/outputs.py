@@ -20,6 +20,11 @@ class OutputBuilder:
         """Drawn tokens. The first delta of a request says what was cached and how long it queued."""
         if request.announced and finish is None and logprobs is None and request.drafts is None:
             return Delta(request.id, tokens)
+        if logprobs is not None and len(logprobs.chosen) > len(tokens):  # drafts behind a stop token
+            count = len(tokens)
+            logprobs = RowLogprobs(
+                chosen=logprobs.chosen[:count], top_ids=logprobs.top_ids[:count], top=logprobs.top[:count]
+            )
         packed = None if logprobs is None else pack_logprobs(logprobs)
         stop_token = tokens[-1] if finish == "stop" else None
         drafts, request.drafts = request.drafts, None

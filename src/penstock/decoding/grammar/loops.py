@@ -95,6 +95,11 @@ class AnswerLoops:
         elif self._digits >= MAX_DIGITS and (rest := mask & ~self._guard.digits).any():
             mask[:] = rest
 
+    @property
+    def is_binding(self) -> bool:
+        """`bound` would take something out of the next mask."""
+        return bool(self._queue) or self._last_call or self._digits >= MAX_DIGITS
+
     def record(self, token: int) -> None:
         added = int(self._guard.digits_of[token])
         self._digits = self._digits + added if added else 0

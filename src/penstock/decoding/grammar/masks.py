@@ -7,7 +7,7 @@ for where the draw needs them (`of`). Where the model may reason first a Gate st
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +18,10 @@ from penstock.decoding.grammar.loops import AnswerLoops, LoopGuard
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.thinking import ThinkingSpec
+
+MOST_REFUSED = 0.3  # beyond it masks are made ahead: asking first costs a mask's time after the forward pass
+REFUSED_WEIGHT = 0.1  # of the newest token in the running mean
+FORGIVEN = 0.98  # what is left of it after a mask: nothing is asked meanwhile
 
 
 class GrammarMasks:
@@ -32,6 +36,7 @@ class GrammarMasks:
         self._fresh: set[int] = set()  # slots whose mask is that of their next token
         self._guard: LoopGuard | None = None
         self._loops: list[AnswerLoops | None] = [None] * num_slots
+        self._refused = np.zeros(num_slots)  # share of the likeliest tokens, lately, that were not allowed
 
     def free(self, slot: int) -> None:
         """Drop what the slot has."""
@@ -84,15 +89,15 @@ class GrammarMasks:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="penstock-masks")
         self._pending = self._worker.submit(self._fill, wanted)
 
-    def of(self, slots: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    def of(self, slots: np.ndarray, without: Container[int] = ()) -> tuple[np.ndarray, dict[int, str]]:
         """int32[R, words]: bit i % 32 of word i // 32 says whether token i may come; all may without a
-        matcher. And by row why some have no mask."""
-        self.begin(slots.tolist())
+        matcher, and in rows `without`. And by row why some have no mask."""
+        self.begin([slot for i, slot in enumerate(slots.tolist()) if i not in without])
         self._settle()
         masks = self._masks[slots]
         broken = {}
         for i, slot in enumerate(slots.tolist()):
-            if self._matchers[slot] is None:
+            if self._matchers[slot] is None or i in without:
                 masks[i] = -1
             elif slot in self._broken:
                 broken[i] = self._broken[slot]
@@ -141,6 +146,20 @@ class GrammarMasks:
         ends = self._guard.ends
         return list(itertools.takewhile(lambda token: token not in ends, matcher.forced()))
 
+    def expects_consent(self, slot: int) -> bool:
+        """Whether to ask `allows` for the likeliest token before the slot's mask is made."""
+        return self._needs_mask(slot) and self._refused[slot] < MOST_REFUSED
+
+    def allows(self, slot: int, token: int) -> bool:
+        """Whether the mask would allow the token. False as well where only the mask says."""
+        self._settle()
+        matcher, loops = self._matchers[slot], self._loops[slot]
+        assert matcher is not None and loops is not None
+        loops.plan(matcher)
+        allowed = self._gates[slot] is None and not loops.is_binding and matcher.accepts([token]) == 1
+        self._refused[slot] += REFUSED_WEIGHT * (float(not allowed) - self._refused[slot])
+        return allowed
+
     def _needs_mask(self, slot: int) -> bool:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken
 
@@ -158,6 +177,7 @@ class GrammarMasks:
             except GrammarBroken as error:
                 self._broken[slot] = error.message
             self._fresh.add(slot)
+            self._refused[slot] *= FORGIVEN
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, None  # what it raises is raised once
