@@ -22,7 +22,7 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 
 
-FEATURE_METHODS = ("dflash",)  # drafters that read the model's hidden states
+FEATURE_METHODS = ("dflash", "eagle", "mtp")  # drafters that read the model's hidden states
 LOADED_METHODS = ("draft", *FEATURE_METHODS)
 
 
@@ -30,11 +30,11 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who drafts tokens for the model to verify, and how many."""
 
     method: Annotated[
-        Literal["ngram", "suffix", "draft", "self", "dflash"],
+        Literal["ngram", "suffix", "draft", "self", "dflash", "eagle", "mtp"],
         Meta(
             description="ngram: what followed the last tokens before; suffix: also in answers of the tenant; "
             "draft: a smaller model; self: the model's own first layers; "
-            "dflash: a network that reads the model's hidden states and drafts a block at once"
+            "dflash, eagle (EAGLE-3), mtp: a network made for the model, which reads its hidden states"
         ),
     ]
     k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 8
@@ -45,7 +45,7 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Meta(
             description="of method draft: catalogue name, GGUF file or folder; "
-            "of dflash: the folder of its checkpoint"
+            "of dflash, eagle, mtp: the folder of the network"
         ),
     ] = None
     backend: Annotated[

@@ -189,6 +189,156 @@ class Dflash(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
+class Recurrent(nn.Module):
+    """What EAGLE-3 heads and MTP modules have in common. `layer` is the decoder layer."""
+
+    c: dict[str, Any]
+    target: TargetEnds
+    capture: tuple[int, ...]
+
+    @property
+    def layer(self) -> Any:
+        raise NotImplementedError
+
+    def hidden(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def enter(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual, and what attention reads."""
+        raise NotImplementedError
+
+    def head(self, result: Tensor) -> Tensor:
+        """Logits over the target's vocabulary, very low where there is no such draft."""
+        raise NotImplementedError
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, known: Tensor, count: int, teach: bool, absent: int = 0
+    ) -> Tensor:
+        """Logits [A, count, V] after the first known[a] tokens. teach: the drafts are those of `tokens`."""
+        attention, places = self.layer.self_attn, torch.arange(len(tokens) - 1)
+        residual, x = self.enter(self.hidden(features[: len(tokens) - 1]), tokens[1:])
+        k, v = (part.expand(len(known), *part.shape) for part in attention.keys_values(x, places))
+        seen = (places <= known[:, None] - 2) & (places >= absent)
+        residual, x = residual[known - 2][:, None], x[known - 2][:, None]
+        found = []
+        for step in range(count):
+            positions = (known - 2 + step)[:, None]
+            if step:
+                new_k, new_v = attention.keys_values(x, positions)
+                k, v = torch.cat([k, new_k], dim=1), torch.cat([v, new_v], dim=1)
+                seen = torch.cat([seen, torch.ones(len(known), 1, dtype=torch.bool)], dim=1)
+            result = residual + attention(attention.queries(x, positions), k, v, seen[:, None])
+            result = result + self.layer.mlp(self.layer.post_attention_layernorm(result))
+            found.append(self.head(result)[:, 0])
+            following = tokens[known + step] if teach else found[-1].argmax(-1)
+            if step + 1 < count:
+                residual, x = self.enter(result, following[:, None])
+        return torch.stack(found, dim=1)
+
+    def drafts(self, tokens: list[int], count: int, absent: int = 0) -> list[int]:
+        features = self.target.features(tokens[:-1], self.capture)
+        with torch.no_grad():
+            known = torch.tensor([len(tokens)])
+            logits = self(features, torch.tensor(tokens), known, count, False, absent)
+        return logits[0].argmax(-1).tolist()
+
+    def loss(self, tokens: list[int], features: Tensor, ahead: int = 4) -> Tensor:
+        known = torch.arange(2, len(tokens) - ahead + 1)
+        logits = self(features, torch.tensor(tokens), known, ahead, True)
+        labels = torch.tensor(tokens).unfold(0, ahead, 1)[2:]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class EagleLayer(Layer):
+    def __init__(self, c: dict[str, Any]) -> None:
+        super().__init__(c, 2 * c["hidden_size"], False)
+        self.hidden_norm = RMSNorm(c["hidden_size"])
+
+
+class Eagle(Recurrent):
+    """An EAGLE-3 head (arXiv:2503.01840). ids: the target's tokens of its vocabulary; None: all, with the
+    target's own head and embedding."""
+
+    def __init__(self, target: TargetEnds, ids: list[int] | None = None, **changes: Any) -> None:
+        super().__init__()
+        self.capture = (-1, 0, 1)
+        self.c = tiny_config(target, eagle_aux_hidden_state_layer_ids=[0, 1, 2], **changes)
+        self.target = target
+        hidden, size = self.c["hidden_size"], target.config.hidden_size
+        self.fc = nn.Linear(3 * size, hidden, bias=False)
+        self.midlayer = EagleLayer(self.c)
+        self.norm = RMSNorm(hidden)
+        self.ids = ids
+        if ids is not None:
+            self.c["draft_vocab_size"] = len(ids)
+            self.lm_head = nn.Linear(hidden, len(ids), bias=False)
+            self.embed_tokens = nn.Embedding(target.config.vocab_size, hidden)
+            self.register_buffer("d2t", torch.tensor(ids) - torch.arange(len(ids)))
+            self.register_buffer("t2d", torch.zeros(target.config.vocab_size, dtype=torch.bool))
+
+    @property
+    def layer(self) -> EagleLayer:
+        return self.midlayer
+
+    def hidden(self, features: Tensor) -> Tensor:
+        return self.fc(features)
+
+    def enter(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        embedded = self.target.embed[tokens] if self.ids is None else self.embed_tokens(tokens)
+        normed = self.midlayer.hidden_norm(hidden)
+        residual = normed if self.c.get("norm_before_residual") else hidden
+        return residual, torch.cat([self.midlayer.input_layernorm(embedded), normed], dim=-1)
+
+    def head(self, result: Tensor) -> Tensor:
+        if self.ids is None:
+            return self.target.head(self.norm(result))
+        logits = torch.full((*result.shape[:-1], self.target.config.vocab_size), -1e9)
+        logits[..., self.ids] = self.lm_head(self.norm(result))
+        return logits
+
+
+class MtpHead(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(size)
+
+
+class MtpModule(Layer):
+    def __init__(self, c: dict[str, Any]) -> None:
+        hidden = c["hidden_size"]
+        super().__init__(c, hidden, True)
+        self.enorm, self.hnorm = RMSNorm(hidden), RMSNorm(hidden)
+        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.shared_head = MtpHead(hidden)
+
+
+class Mtp(Recurrent):
+    """An MTP module as in DeepSeek-V3's report (arXiv:2412.19437), with ordinary attention."""
+
+    def __init__(self, target: TargetEnds, **changes: Any) -> None:
+        super().__init__()
+        self.c = tiny_config(target, **changes)
+        self.target = target
+        count = target.config.num_hidden_layers
+        self.capture = (count - 1,)  # transformers hands out the last state after the final norm
+        self.model = nn.ModuleDict({"layers": nn.ModuleDict({str(count): MtpModule(self.c)})})
+
+    @property
+    def layer(self) -> Any:
+        return next(iter(self.model["layers"].values()))  # type: ignore[operator]
+
+    def hidden(self, features: Tensor) -> Tensor:
+        return features
+
+    def enter(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        both = [self.layer.enorm(self.target.embed[tokens]), self.layer.hnorm(hidden)]
+        x = self.layer.eh_proj(torch.cat(both, dim=-1))
+        return x, self.layer.input_layernorm(x)
+
+    def head(self, result: Tensor) -> Tensor:
+        return self.target.head(self.layer.shared_head.norm(result))
+
+
 def randomize(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -209,7 +359,7 @@ def fit(network: Any, texts: list[list[int]], steps: int, rate: float = 3e-3) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def save(network: Any, folder: Path) -> Path:

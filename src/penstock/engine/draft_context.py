@@ -37,6 +37,11 @@ class Context:
     def capacity(self) -> int:
         return len(self.positions)
 
+    @property
+    def last_position(self) -> int:
+        """-1 for an empty one."""
+        return int(self.positions[self.length - 1]) if self.length else -1
+
     def resize(self, capacity: int) -> None:
         """Keep the first rows, as many as there is room for."""
         kept = min(self.length, capacity)

@@ -40,7 +40,7 @@ def make_drafter(
             return _first_layers(speculation, model, pool, shape, kv)
         case "draft":
             return _draft_model(settings, speculation, model, shape)
-        case "dflash":
+        case "dflash" | "eagle" | "mtp":
             return _feature_drafter(speculation, model, shape)
 
 

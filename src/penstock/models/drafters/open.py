@@ -6,7 +6,7 @@ from pathlib import Path
 
 from penstock.errors import ModelRefused
 from penstock.models.arch.config import Config
-from penstock.models.drafters import dflash
+from penstock.models.drafters import dflash, eagle, mtp
 from penstock.models.drafters.network import DraftNetwork, Target
 from penstock.models.weights.source import open_source
 
@@ -19,6 +19,10 @@ def layers_of(method: str, path: Path, num_layers: int) -> tuple[int, ...]:
     match method:
         case "dflash":
             return dflash.captured_layers(config, num_layers)
+        case "eagle":
+            return eagle.captured_layers(config, num_layers)
+        case "mtp":
+            return mtp.captured_layers(num_layers)
     raise ModelRefused(f"speculation.method: no draft network is called {method!r}")
 
 
@@ -27,4 +31,8 @@ def open_network(method: str, path: Path, target: Target, context: int) -> Draft
     match method:
         case "dflash":
             return dflash.DflashNetwork(path, target, context)
+        case "eagle":
+            return eagle.EagleNetwork(path, target, context)
+        case "mtp":
+            return mtp.MtpNetwork(path, target, context)
     raise ModelRefused(f"speculation.method: no draft network is called {method!r}")
