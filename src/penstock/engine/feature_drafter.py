@@ -10,7 +10,7 @@ decodes plainly for a while costs little, and has no hole in its context when it
 A prefix that the target found in its cache has no features. The drafter looks for a context of the same
 tokens among those of running and finished requests that the tenant may see (`penstock.engine.draft_context`);
 what it does not find stays absent and is reported (`DraftStats.missing`), and a request that lacks more than
-a quarter is not drafted for until it has grown: see MOST_MISSING.
+the network bears (`DraftNetwork.most_missing`) is not drafted for until it has grown.
 
 All runs on the engine's thread between steps, in numpy over the reference ops; the embedding and the head
 are the target's own.
@@ -27,10 +27,6 @@ from penstock.engine.draft_context import Context, ContextPool, Shelved
 from penstock.models.drafters.network import Anchor, DraftNetwork
 
 BATCH = 256  # tokens that wait at most before they become context
-# Share of the context without which nothing is drafted. Of 5 drafts of a DFlash network fitted to its texts
-# 5.0 were right with the whole context, 4.4, 3.5, 1.5 and 0.1 without its first 5, 10, 25 and 50 %; vllm#47930
-# saw 0.3-0.8 % accepted instead of 38 % where all cached tokens were absent.
-MOST_MISSING = 0.25
 
 
 class _Request:
@@ -95,7 +91,7 @@ class FeatureDrafter:
 
     def missing(self, slot: int) -> int:
         request = self._requests[slot]
-        return len(request.tokens) - 1 - request.context.length
+        return len(request.tokens) - 1 - request.context.length - request.waiting
 
     def release(self, slot: int, finished: bool = False) -> None:
         request = self._requests.pop(slot, None)
@@ -131,7 +127,7 @@ class FeatureDrafter:
         # Without the newest position, for which there was no room, a network has nothing to begin with.
         if request.last is None or context.last_position != known - 2:
             return None
-        if context.length < (1 - MOST_MISSING) * (known - 1):
+        if context.length < (1 - self._network.most_missing) * (known - 1):
             return None
         if not self.pool.reach(context, context.length + self._network.scratch_rows):
             return None

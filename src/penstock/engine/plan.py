@@ -130,7 +130,7 @@ class StepResult(Struct, frozen=True, kw_only=True):
 class DraftStats(Struct):
     """Drafts since the start. `steps` of one request each; accepted[i]: those in place i that were right;
     `saved_s`: seconds that plain decoding would have taken longer, by the measured cost of its steps;
-    `missing`: tokens before the drafts whose context the drafter did not have, summed over all steps."""
+    `missing`: tokens whose context the drafter lacked when it was asked, over all steps and requests."""
 
     steps: int = 0
     drafted: int = 0

@@ -122,7 +122,7 @@ class Speculation:
             survivals.append(self._lengths.survival(proposal, drafted.trials))
         for i, slot, count in zip(wanted, slots, self._lengths.choose(len(rows), survivals), strict=True):
             counts[i] = count
-            if count and isinstance(self._drafter, FeatureDrafter):
+            if isinstance(self._drafter, FeatureDrafter):
                 self.stats.missing += self._drafter.missing(slot)
             self._tire(slot, count)
         return counts

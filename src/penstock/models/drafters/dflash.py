@@ -39,6 +39,7 @@ class DflashNetwork:
 
     name = "dflash"
     looks_ahead = False
+    most_missing = 0.25
 
     def __init__(self, path: Path, target: Target, context: int) -> None:
         """`context` is the longest that is served."""

@@ -4,6 +4,9 @@ Such a network keeps keys and values of its own for what the target has computed
 hidden states that the target had at a position after chosen layers. A row depends on its position alone (and
 for some networks on the token that follows), not on other rows, so a context may lack positions: what was
 never computed here, because the target found it in its prefix cache, is absent and nothing else changes.
+Acceptance falls, though. Of 5 drafts of tiny networks fitted to their texts so many were right without the
+first 0, 10, 25, 50, 75 % of the context: DFlash 5.0, 3.5, 1.5, 0.1, 0.1; EAGLE-3 4.4, 3.6, 2.3, 1.5, 0.5; MTP
+5.0, 4.9, 4.1, 2.3, 0.7. (vllm#47930: 0.3-0.8 % instead of 38 % with all cached tokens absent.)
 
     features of verified tokens ──context()──> keys, values ──┐
     last token, features before it ───────────────────────────┴──draft()──> tokens
@@ -74,7 +77,8 @@ class DraftNetwork(Protocol):
     """One loaded drafter.
 
     capture: layers of the target whose results are its features; cache_shape: of its context;
-    looks_ahead: a position's context depends on the token that follows it; scratch_rows: see Anchor.
+    looks_ahead: a position's context depends on the token that follows it; scratch_rows: see Anchor;
+    most_missing: share of the context without which drafts are not worth their price.
     """
 
     name: str
@@ -82,6 +86,7 @@ class DraftNetwork(Protocol):
     cache_shape: CacheShape
     looks_ahead: bool
     scratch_rows: int
+    most_missing: float
 
     def context(
         self, features: np.ndarray, following: np.ndarray, positions: np.ndarray

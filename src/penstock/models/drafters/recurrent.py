@@ -1,5 +1,5 @@
-"""What EAGLE-3 heads and MTP modules have in common: one decoder layer that reads, at every position, a hidden
-state and the token that follows it, and whose own result is the hidden state of the next draft.
+"""What EAGLE-3 heads and MTP modules have in common: one decoder layer that reads, at every position, a
+hidden state and the token that follows it, and whose own result is the hidden state of the next draft.
 
     position t: (hidden(t), token(t + 1)) -> layer -> hidden'(t) -> token(t + 2)
     verified:   hidden(t) is made of the target's features
@@ -24,9 +24,10 @@ MOST_DRAFTS = 32  # of a request in one step: the limit of `speculation.k`
 
 
 class RecurrentNetwork:
-    """The drafting of a `penstock.models.drafters.network.DraftNetwork`; subclasses say what the layer reads."""
+    """The drafting of a `network.DraftNetwork`; subclasses say what the layer reads."""
 
     looks_ahead = True
+    most_missing = 0.5
     scratch_rows = MOST_DRAFTS
 
     def __init__(self, layer: DraftLayer, feed_gain: np.ndarray) -> None:
@@ -61,9 +62,9 @@ class RecurrentNetwork:
         tokens = np.array([anchor.token for anchor in anchors], np.int32)
         going = np.arange(len(anchors))
         for step in range(max(anchor.most for anchor in anchors)):
-            more = np.array([anchors[i].most > step for i in going])
+            more = np.array([anchors[i].most > step for i in going.tolist()])
             going, hidden, tokens = going[more], hidden[more], tokens[more]
-            hidden = self._step([anchors[i] for i in going], hidden, tokens, step)
+            hidden = self._step([anchors[i] for i in going.tolist()], hidden, tokens, step)
             tokens = self.tokens(hidden).astype(np.int32)
             for i, token in zip(going.tolist(), tokens.tolist(), strict=True):
                 drafts[i].append(token)
@@ -72,7 +73,7 @@ class RecurrentNetwork:
     def _step(
         self, anchors: Sequence[Anchor], hidden: np.ndarray, tokens: np.ndarray, step: int
     ) -> np.ndarray:
-        """The layer's results [n, d] for one position of each request, `step` behind the last verified one."""
+        """The layer's results [n, d] for a position of each request, `step` behind the last verified one."""
         layer = self._layer
         positions = np.array([anchor.position - 1 + step for anchor in anchors], np.int32)
         residual, x = self.enter(hidden, tokens)
