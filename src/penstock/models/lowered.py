@@ -79,7 +79,7 @@ class LoweredModel:
         return np.asarray(self._weights["final_norm"])
 
     def embedding(self, tokens: np.ndarray) -> np.ndarray:
-        """int32[n] -> float32[n, d]: rows of the embedding, not scaled. Not while a step runs."""
+        """int32[n] -> float32[n, d]: rows of the embedding, not scaled. Also while a step runs."""
         return self.executable.embedding(tokens)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:

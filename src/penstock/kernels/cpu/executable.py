@@ -119,7 +119,7 @@ class Executable:
         return out
 
     def embedding(self, tokens: np.ndarray) -> np.ndarray:
-        """float32[n, d] of tokens int32[n], not scaled. Not while a step runs."""
+        """float32[n, d] of tokens int32[n], not scaled. Also while a step runs."""
         out = np.empty((len(tokens), self.program.hidden_size), np.float32)
         self._engine.embedding(np.ascontiguousarray(tokens, np.int32), out)
         return out

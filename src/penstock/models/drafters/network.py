@@ -22,7 +22,7 @@ from msgspec import Struct
 
 
 class Target(Protocol):
-    """What a draft network uses of the model that it drafts for. Only while no step runs."""
+    """What a draft network uses of the model that it drafts for."""
 
     spec: Any
 
@@ -36,7 +36,7 @@ class Target(Protocol):
         ...
 
     def logits(self, hidden: Any) -> Any:
-        """Final-normed float32[n, d] -> float32[n, V]."""
+        """Final-normed float32[n, d] -> float32[n, V]. Only while no step runs, so only when drafting."""
         ...
 
 
