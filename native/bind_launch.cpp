@@ -37,8 +37,8 @@ std::vector<To> copy(const From& array) {
 }
 
 template <typename T, typename... Size>
-nb::object to_numpy(const std::vector<T>& values, Size... shape) {
-  auto* kept = new std::vector<T>(values);
+nb::object to_numpy(std::vector<T> values, Size... shape) {
+  auto* kept = new std::vector<T>(std::move(values));
   nb::capsule owner(kept, [](void* data) noexcept { delete static_cast<std::vector<T>*>(data); });
   return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), {size_t(shape)...}, owner));
 }
@@ -85,6 +85,13 @@ nb::object logprobs(Launch& self, int index) {
                         to_numpy(output.values, n, k));
 }
 
+// (features [T, width], first tokens [R]) of a step, once: they are moved out.
+nb::object take_features(Launch& self, int index, int width) {
+  StepOutput& output = self.output(index);
+  const size_t n = output.features.size() / size_t(width), rows = output.first_tokens.size();
+  return nb::make_tuple(to_numpy(std::move(output.features), n, size_t(width)), to_numpy(output.first_tokens, rows));
+}
+
 }  // namespace
 
 void bind_launch(nb::module_& m) {
@@ -97,6 +104,7 @@ void bind_launch(nb::module_& m) {
       .def("fail", &Launch::fail, "message"_a)
       .def("release", &Launch::release)
       .def("logprobs", &logprobs, "index"_a)
+      .def("take_features", &take_features, "index"_a, "width"_a)
       .def("head_rows", [](Launch& self) { return to_numpy(self.output(0).head_rows, self.plan.slots.size()); });
   nb::class_<StepQueue>(m, "StepQueue")
       .def("launch", &launch, "slots"_a, "starts"_a, "counts"_a, "samples"_a, "window"_a, "writes"_a, "attended"_a,

@@ -10,6 +10,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -143,7 +144,12 @@ void bind_builder(nb::module_& m) {
            },
            "gate_up"_a, "down"_a, "gate_up_bias"_a.none(), "down_bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a,
            "top_k"_a, "softmax_before"_a, "normalize"_a)
-      .def("add_sigmoid", [](Builder& self) { self.program.operations.push_back({.code = Code::AddSigmoid}); });
+      .def("add_sigmoid", [](Builder& self) { self.program.operations.push_back({.code = Code::AddSigmoid}); })
+      .def("capture",
+           [](Builder& self, int column) {
+             self.program.operations.push_back({.code = Code::Capture, .column = column});
+           },
+           "column"_a);
 }
 
 // An executor and what it needs alive.
@@ -220,6 +226,23 @@ class Engine {
     executor_.head(data, n, target);
   }
 
+  // Rows of the embedding, not scaled.
+  void embedding(const Array<int32_t, 1>& tokens, const Out<float, 2>& out) {
+    const int n = int(tokens.shape(0));
+    require(int(out.shape(0)) == n && int(out.shape(1)) == executor_.program().hidden,
+            "embeddings [n, hidden] have another shape");
+    for (int i = 0; i < n; ++i) {
+      require(tokens.data()[i] >= 0 && tokens.data()[i] < executor_.program().vocab, "a token outside the vocabulary");
+    }
+    executor_.embedding(tokens.data(), n, out.data());
+  }
+
+  // Features [T, width] of the last forward.
+  void features(const Out<float, 2>& out) {
+    require(int(out.shape(1)) == executor_.features_width(), "features [T, width] have another width");
+    std::copy_n(executor_.features(), out.shape(0) * out.shape(1), out.data());
+  }
+
   auto take_clocks() { return executor_.take_clocks(); }
 
  private:
@@ -262,6 +285,8 @@ NB_MODULE(_native, m) {
       .def("hidden", &Engine::hidden)
       .def("logits", &Engine::logits)
       .def("head", &Engine::head)
+      .def("embedding", &Engine::embedding)
+      .def("features", &Engine::features)
       .def("take_clocks", &Engine::take_clocks);
   m.def("instruction_sets", [] {
     std::vector<std::tuple<std::string, bool, std::string>> sets;

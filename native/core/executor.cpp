@@ -64,6 +64,7 @@ Executor::Executor(Program program, const KernelTable* kernels, ThreadPool* pool
         if (op.top_k < 1 || op.top_k > kMaxChoices) throw std::invalid_argument("top_k outside 1 .. 64");
         phases_ += 3;
         break;
+      case Code::Capture: features_width_ = std::max(features_width_, op.column + p.hidden); break;
       default: break;
     }
     phases_ += 3;
@@ -297,6 +298,14 @@ void Executor::attend(Lane& lane, const Operation& op) {
   if (!fused_mixed_) quantize(lane, Buffer::Mixed, tokens_, attention.shape.heads * attention.shape.head_dim);
 }
 
+// No barrier: the next operation that changes x comes after one.
+void Executor::capture(Lane& lane, const Operation& op) {
+  lane.share(tokens_, 1, [&](int token, int) {
+    std::copy_n(shared_[int(Buffer::X)].row(token).f, program_.hidden,
+                features_.data() + int64_t(token) * features_width_ + op.column);
+  });
+}
+
 void Executor::run_head(Lane& lane) {
   const int d = program_.hidden, n = head_count_;
   const bool small = n <= kPrivateTokens;
@@ -369,6 +378,7 @@ void Executor::run(Lane& lane) {
       case Code::Attend: attend(lane, op); break;
       case Code::Experts: mix_experts(lane, op); break;
       case Code::AddSigmoid: add_sigmoid(lane); break;
+      case Code::Capture: capture(lane, op); break;
     }
     if (observed_ && lane.thread == 0) observe(op);
     clock(int(op.code));
@@ -403,6 +413,12 @@ void Executor::hidden(const int32_t* rows, int n, float* out) {
     Activations target;
     target.f = out + int64_t(i) * program_.hidden;
     kernels_->norm(shared_[int(Buffer::X)].row(rows[i]).f, program_.final_gain, program_.eps, program_.hidden, target);
+  }
+}
+
+void Executor::embedding(const int32_t* tokens, int n, float* out) const {
+  for (int i = 0; i < n; ++i) {
+    kernels_->embed(program_.weights[program_.embed], tokens[i], 1.0f, out + int64_t(i) * program_.hidden);
   }
 }
 

@@ -58,6 +58,13 @@ class Executor {
   // Final-normed hidden states [n, hidden] of tokens `rows`.
   void hidden(const int32_t* rows, int n, float* out);
 
+  // What the last forward captured: `features_width` floats of every token; 0 if the program captures nothing.
+  const float* features() const { return features_.data(); }
+  int features_width() const { return features_width_; }
+
+  // Rows [n, hidden] of the embedding, as stored (not scaled).
+  void embedding(const int32_t* tokens, int n, float* out) const;
+
   // Logits [n, vocab] of tokens `rows` of the last forward, and their argmax if `best` is given.
   void logits(const int32_t* rows, int n, float* out, int32_t* best);
 
@@ -68,7 +75,7 @@ class Executor {
   int threads() const { return pool_->size(); }
 
   // Seconds that thread 0 spent per operation code since the last call, then embedding, head.
-  static constexpr int kClocks = 11;
+  static constexpr int kClocks = 12;
   std::array<double, kClocks> take_clocks();
 
  private:
@@ -102,6 +109,7 @@ class Executor {
   void expert_product(Lane& lane, const Operation& op, bool gated);
   void mix_experts(Lane& lane, const Operation& op);
   void add_sigmoid(Lane& lane);
+  void capture(Lane& lane, const Operation& op);
   void run_head(Lane& lane);
   Activations input(const Lane& lane, Buffer buffer) const;
   float* rows(Buffer buffer) const { return floats_[int(buffer)]; }
@@ -124,6 +132,7 @@ class Executor {
   std::vector<double>* observed_ = nullptr;  // while they are chosen: per operation, squared scales by pair
   int capacity_ = 0;
   int phases_ = 0;
+  int features_width_ = 0;
   bool fused_mixed_ = false;  // attention itself makes int8 of its result
   int choices_ = 0;             // most experts that a token chooses
   std::vector<Routes> routes_;  // per thread
@@ -132,6 +141,7 @@ class Executor {
   const Batch* batch_ = nullptr;
   int tokens_ = 0;
   std::vector<int32_t> offsets_, token_row_, positions_;
+  std::vector<float> features_;  // [tokens, features_width]
   std::vector<int32_t> spans_;  // first tokens of the runs that share a tile of 16 keys, then the end
   std::vector<std::vector<float>> cos_, sin_;
   std::vector<Item> items_, split_items_;  // attention's work; the second with rows cut into key ranges

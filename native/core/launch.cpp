@@ -187,6 +187,9 @@ void StepQueue::run(Launch& launch) {
       batch.tables.push_back({memory_.tables[group], memory_.widths[group]});
     }
     executor_->forward(batch, head_rows_.data(), int(head_rows_.size()), memory_.logits, nullptr);
+    if (const int width = executor_->features_width()) {
+      output.features.assign(executor_->features(), executor_->features() + tokens_.size() * size_t(width));
+    }
     draw(launch, output);
     output.seconds = now() - began;
     if (!launch.held) launch.publish(step);
@@ -205,6 +208,7 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
   for (int32_t count : plan.draft_counts) output.width = std::max(output.width, count + 1);
   output.tokens.assign(rows * size_t(output.width), kNotDrawn);
   output.head_rows.assign(rows, -1);
+  output.first_tokens.assign(rows, -1);
   const int32_t* drafts = plan.drafts.data();
   for (size_t r = 0; r < rows; ++r) {
     const int32_t slot = plan.slots[r];
@@ -225,6 +229,7 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
                                     std::to_string(vocab));
       }
     }
+    output.first_tokens[r] = int32_t(tokens_.size());
     index_.push_back(slot);
     starts_.push_back(start);
     counts_.push_back(count);

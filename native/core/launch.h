@@ -52,6 +52,9 @@ struct StepOutput {
   std::vector<int32_t> logprob_rows, logprob_places, ids;  // places: rows of logits
   std::vector<float> chosen, values;
   int k = 0;
+  // What the program captures of the step's tokens [T, width of features], and [R] the first token of each row, -1.
+  std::vector<float> features;
+  std::vector<int32_t> first_tokens;
 };
 
 class Launch {

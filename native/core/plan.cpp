@@ -28,6 +28,7 @@ void Executor::plan(const Batch& batch) {
   tokens_ = int(positions_.size());
   spans_.push_back(tokens_);
   grow(tokens_);
+  features_.resize(size_t(tokens_) * size_t(features_width_));
   for (size_t i = 0; i < program_.ropes.size(); ++i) {
     cos_[i].resize(tokens_ * program_.ropes[i].frequencies.size());
     sin_[i].resize(cos_[i].size());

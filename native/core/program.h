@@ -20,6 +20,7 @@ enum class Code : int32_t {
   Attend,       // q -> mixed
   Experts,      // scores route; delta = the chosen experts' gated products of normed, weighed
   AddSigmoid,   // delta += sigmoid(scores[0]) * shared
+  Capture,      // x to the step's features, from `column` on
 };
 
 // From PairInput on: a row per token and chosen expert, for the executor itself.
@@ -38,7 +39,7 @@ struct Operation {
   const float* gain = nullptr;
   const float* post_gain = nullptr;
   float scale = 1.0f;
-  int32_t column = 0;    // of the target, where the products of this weight begin
+  int32_t column = 0;    // of the target (or the features), where the products of this weight begin
   bool last = true;      // false: the next operation's products are for other columns of the same target
   int32_t layer = -1;
   int32_t rope = -1;

@@ -22,23 +22,32 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 
 
+FEATURE_METHODS = ("dflash", "eagle", "mtp")  # drafters that read the model's hidden states
+LOADED_METHODS = ("draft", *FEATURE_METHODS)
+
+
 class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who drafts tokens for the model to verify, and how many."""
 
     method: Annotated[
-        Literal["ngram", "suffix", "draft", "self"],
+        Literal["ngram", "suffix", "draft", "self", "dflash", "eagle", "mtp"],
         Meta(
             description="ngram: what followed the last tokens before; suffix: also in answers of the tenant; "
-            "draft: a smaller model; self: the model's own first layers"
+            "draft: a smaller model; self: the model's own first layers; "
+            "dflash, eagle (EAGLE-3), mtp: a network made for the model, which reads its hidden states"
         ),
     ]
     k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 7
     adaptive: Annotated[
         bool, Meta(description="fewer drafts, or none, where by the measured costs they do not pay")
     ] = True
-    model: Annotated[str | None, Meta(description="of method draft: catalogue name, GGUF file or folder")] = (
-        None
-    )
+    model: Annotated[
+        str | None,
+        Meta(
+            description="of method draft: catalogue name, GGUF file or folder; "
+            "of dflash, eagle, mtp: the folder of the network"
+        ),
+    ] = None
     backend: Annotated[
         Literal["auto", "cpu", "reference"], Meta(description="of the draft model, as the engine's")
     ] = "auto"
@@ -47,16 +56,24 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "file"
     threads: Annotated[PositiveInt | None, Meta(description="of the draft model; None: as the engine")] = None
     kv_bytes: Annotated[
-        PositiveInt | None, Meta(description="bytes of the draft model's KV; None: a quarter of the engine's")
+        PositiveInt | None,
+        Meta(description="bytes of the drafter's own KV or context; None: a quarter of the engine's KV"),
     ] = None
     layers: Annotated[
         PositiveInt | None, Meta(description="of method self: layers that draft; None: a third of all")
     ] = None
 
     def __post_init__(self) -> None:
-        if (self.method == "draft") != (self.model is not None):
+        if (self.method in LOADED_METHODS) != (self.model is not None):
             raise ConfigError(
-                f"speculation.model: {self.model}; method draft needs a model, the others take none"
+                f"speculation.model: {self.model}; methods {', '.join(LOADED_METHODS)} need one, the others "
+                "take none"
+            )
+        plain = self.backend in ("auto", "reference") and self.weights in ("file", "float32")
+        if self.method in FEATURE_METHODS and not (plain and self.threads is None):
+            raise ConfigError(
+                f"speculation: backend {self.backend}, weights {self.weights}, threads {self.threads}; "
+                f"method {self.method} runs on the reference ops in float32, leave them out"
             )
 
 

@@ -139,11 +139,34 @@ def _draft_model(setup: Setup) -> None:
     _drafts(method="draft", model=str(setup.path), weights="int8")(setup)
 
 
+@cache
+def _network(path: Path, method: str) -> Path:
+    """A draft network of the model of `path`, fitted to its answers: right often, not always."""
+    from draft_networks import Dflash, Eagle, TargetEnds, fit, randomize, save
+
+    target = TargetEnds(path)
+    network = {"dflash": Dflash, "eagle": Eagle}[method](target)
+    randomize(network, 1)
+    fit(network, [target.answer(prompt, NEW_TOKENS) for prompt in PROMPTS], 50)
+    return save(network, path.with_name(f"{path.name}-{method}"))
+
+
+def _draft_network(method: str) -> Callable[[Setup], None]:
+    def draft(setup: Setup) -> None:
+        # Without a path only the sampling is asked for.
+        model = str(_network(setup.path, method)) if setup.path != Path() else "none"
+        _drafts(method=method, model=model, kv_bytes=2**22)(setup)
+
+    return draft
+
+
 DRAFTERS: dict[str, Callable[[Setup], None]] = {
     "n-gram drafts": _drafts(method="ngram"),
     "suffix drafts": _drafts(method="suffix"),
     "draft model": _draft_model,
     "self-drafting": _drafts(method="self"),
+    "DFlash": _draft_network("dflash"),
+    "EAGLE": _draft_network("eagle"),
 }
 
 FEATURES: dict[str, Callable[[Setup], None]] = {

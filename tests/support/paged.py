@@ -43,6 +43,7 @@ class PagedRunner:
                 layer.v[...] = np.nan
         self.free = [int(b) for b in np.random.default_rng(seed).permutation(num_blocks)]
         self.lengths: dict[Any, int] = {}
+        self.features: dict[Any, np.ndarray] = {}  # of the last step, of a model that captures some
         self.blocks: dict[Any, list[dict[int, int]]] = {}
 
     def step(self, work: dict[Any, list[int]]) -> dict[Any, np.ndarray]:
@@ -62,7 +63,13 @@ class PagedRunner:
             contexts=contexts,
             tables=self._tables(rows, starts, contexts),
         )
-        hidden = self.model.forward(batch, self.kv)
+        features = None
+        if self.model.capture:
+            width = len(self.model.capture) * self.model.spec.hidden_size
+            features = np.full((int(offsets[-1]), width), np.nan, np.float32)
+        hidden = self.model.forward(batch, self.kv, features)
+        if features is not None:
+            self.features = {row: features[offsets[i] : offsets[i + 1]] for i, row in enumerate(rows)}
         logits = self.model.logits(hidden)
         for row, context in zip(rows, contexts, strict=True):
             self.lengths[row] = int(context)

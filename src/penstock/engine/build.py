@@ -210,7 +210,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.engine.make_drafter import make_drafter
+    from penstock.engine.make_drafter import captured_layers, make_drafter
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -228,6 +228,7 @@ def build_engine(
         backend,
         lambda phase, share: on_loading(Loading(phase, share)),
         context=max_context,
+        capture=captured_layers(settings.speculation, spec),
     )
     timer.lap("weights_s")
     shape = CoreShape(
@@ -306,7 +307,9 @@ def _runner(
         )
         step_drafts = 0 if shape.speculation is None else STEP_DRAFTS
         return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts)
-    return ModelRunner(model, pool, Sampler(shape.num_slots, vocab_size, grammars), **sizes)
+    width = len(model.capture) * model.spec.hidden_size
+    drawn = Sampler(shape.num_slots, vocab_size, grammars)
+    return ModelRunner(model, pool, drawn, **sizes, features_width=width)
 
 
 def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:

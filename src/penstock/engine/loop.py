@@ -242,6 +242,8 @@ class EngineCore:
             tokens = results[0].tokens[drew]
             kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
             computed = self._verified(first, results[0], live, drew, kept)
+        if self.scheduler.drafts is not None:
+            self.scheduler.drafts.computed(plan, first.index, results, live, computed)
         self._commit(slots, computed)
         self._generated_tokens += int(kept.sum())
         self._emit(plan, results[0], drew, tokens, kept, ended)
@@ -525,6 +527,7 @@ class EngineCore:
             draft_tokens=drafts.drafted,
             accepted_tokens=tuple(drafts.accepted),
             saved_s=drafts.saved_s,
+            draft_missing=drafts.missing,
             forced_tokens=self._forced_tokens,
         )
 

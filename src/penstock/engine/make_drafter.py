@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.config import EngineSettings, SpeculationSettings
+from penstock.config import FEATURE_METHODS, EngineSettings, SpeculationSettings
 from penstock.decoding.drafting.drafter import HostDrafter
 from penstock.errors import ConfigError, ModelRefused
 from penstock.kv.groups import LayerKV, plan_layout
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from penstock.engine.build import CoreShape
     from penstock.models.forward import Model
     from penstock.models.lowered import LoweredModel
+    from penstock.models.spec import DecoderSpec
 
 log = logging.getLogger("penstock.engine")
 
@@ -38,6 +40,43 @@ def make_drafter(
             return _first_layers(speculation, model, pool, shape, kv)
         case "draft":
             return _draft_model(settings, speculation, model, shape)
+        case "dflash" | "eagle" | "mtp":
+            return _feature_drafter(speculation, model, shape)
+
+
+def captured_layers(speculation: SpeculationSettings | None, spec: DecoderSpec) -> tuple[int, ...]:
+    """Layers of the model of `spec` whose hidden states the drafter reads; known before either is loaded."""
+    if speculation is None or speculation.method not in FEATURE_METHODS:
+        return ()
+    from penstock.models.drafters.open import layers_of
+    from penstock.models.sources import resolve
+
+    assert speculation.model is not None
+    layers = layers_of(speculation.method, Path(resolve(speculation.model)), len(spec.layers))
+    wrong = [layer for layer in layers if not -1 <= layer < len(spec.layers)]
+    if wrong or len(set(layers)) != len(layers):
+        raise ModelRefused(
+            f"{speculation.model}: reads the results of layers {list(layers)}, the model has "
+            f"{len(spec.layers)}; it is a drafter for another model"
+        )
+    return layers
+
+
+def _feature_drafter(
+    speculation: SpeculationSettings, model: Model | LoweredModel, shape: CoreShape
+) -> HostDrafter:
+    from penstock.engine.draft_context import ContextPool
+    from penstock.engine.feature_drafter import FeatureDrafter
+    from penstock.models.drafters.open import open_network
+    from penstock.models.sources import resolve
+
+    assert speculation.model is not None
+    path = Path(resolve(speculation.model))
+    network = open_network(speculation.method, path, model, shape.max_context)
+    room = speculation.kv_bytes or shape.num_blocks * shape.layout.block_bytes // 4
+    pool = ContextPool(network.cache_shape, room // network.cache_shape.token_bytes)
+    log.info("speculation: %s drafts, context of %d tokens for it", speculation.model, pool.budget)
+    return FeatureDrafter(network, pool, shape.prefix_cache)
 
 
 def _first_layers(

@@ -129,6 +129,7 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     draft_tokens: int = 0  # verified
     accepted_tokens: tuple[int, ...] = ()  # by place in the draft, from the first
     saved_s: float = 0.0  # by drafts: plain decoding of the same tokens would have taken so much longer
+    draft_missing: int = 0  # tokens whose context the drafter did not have, over all its steps
     forced_tokens: int = 0  # that a grammar left no choice about, taken without a draw
 
 

@@ -30,11 +30,15 @@ class _Launched:
     """One launch: its plan, and what Python adds to the results of one that it attends."""
 
     __slots__ = (
-        "broken", "by_host", "drawn", "error", "held", "ks", "launch", "logprobs", "plan", "prompt_logprobs",
+        "broken", "by_host", "drawn", "error", "features_width", "held", "ks", "launch", "logprobs", "plan",
+        "prompt_logprobs",
     )  # fmt: skip
 
-    def __init__(self, plan: StepPlan, held: bool, by_host: np.ndarray, ks: np.ndarray | None) -> None:
+    def __init__(
+        self, plan: StepPlan, held: bool, by_host: np.ndarray, ks: np.ndarray | None, features_width: int
+    ) -> None:
         self.plan = plan
+        self.features_width = features_width
         self.held = held
         self.by_host = by_host  # bool[R]: the host draws the row's token
         self.ks = ks  # int32[R]: alternatives that each row wants; None if no row wants log-probabilities
@@ -57,6 +61,15 @@ class _Launched:
             k = int(self.ks[row])
             found[row] = RowLogprobs(chosen=chosen[part], top_ids=ids[part, :k], top=values[part, :k])
         return found
+
+    def features_of(self, index: int) -> dict[int, np.ndarray]:
+        """Of the rows that took part in step `index`, by row; once."""
+        if not self.features_width:
+            return {}
+        features, firsts = self.launch.take_features(index, self.features_width)
+        counts = self.plan.counts if self.plan.window == 1 else np.ones_like(self.plan.counts)
+        rows = np.flatnonzero(firsts >= 0).tolist()
+        return {row: features[firsts[row] : firsts[row] + counts[row]] for row in rows}
 
     def tokens_of(self, tokens: np.ndarray) -> np.ndarray:
         """int32[R] or int32[R, S] of a step's native tokens, int32[R * (1 + most drafts)], and the host's."""
@@ -107,6 +120,7 @@ class NativeStep:
             prompt_logprobs=launched.prompt_logprobs,
             broken=tuple(broken),
             device_s=seconds,
+            features=launched.features_of(index),
         )
 
 
@@ -126,6 +140,7 @@ class NativeRunner:
     ) -> None:
         """step_drafts: drafts of one step at most."""
         self._executable = model.executable
+        self._features_width = model.executable.program.features_width
         self._sampler = sampler
         self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
         self._logits = np.empty((num_slots + step_drafts, model.spec.vocab_size), np.float32)
@@ -158,7 +173,8 @@ class NativeRunner:
         held = bool(plan.prompt_logits.any() or by_host.any())
         attended = held or bool(plan.admissions)
         ks = self._logprobs[slots]
-        launched = _Launched(plan, held, by_host, ks if (ks >= 0).any() else None)
+        asked = ks if (ks >= 0).any() else None
+        launched = _Launched(plan, held, by_host, asked, self._features_width)
         writes = [(update.slot, update.group, update.first, update.blocks) for update in plan.updates]
         if attended:
             self._attended.append(launched)

@@ -114,6 +114,8 @@ class StepResult(Struct, frozen=True, kw_only=True):
     prompt_logprobs of a row cover the plan's positions that predict a prompt token.
     broken: rows whose logits were NaN, +inf or -inf everywhere; their requests can't go on.
     device_s: seconds that the step kept the device busy; 0 if it does not say.
+    features: row index -> float32[n, w], hidden states of the row's n tokens of this step; of a model that
+    captures some (`penstock.models.forward.Model`), else empty.
     """
 
     step: int
@@ -122,16 +124,19 @@ class StepResult(Struct, frozen=True, kw_only=True):
     prompt_logprobs: dict[int, RowLogprobs] = {}
     broken: tuple[int, ...] = ()
     device_s: float = 0.0
+    features: dict[int, np.ndarray] = {}
 
 
 class DraftStats(Struct):
     """Drafts since the start. `steps` of one request each; accepted[i]: those in place i that were right;
-    `saved_s`: seconds that plain decoding would have taken longer, by the measured cost of its steps."""
+    `saved_s`: seconds that plain decoding would have taken longer, by the measured cost of its steps;
+    `missing`: tokens whose context the drafter lacked when it was asked, over all steps and requests."""
 
     steps: int = 0
     drafted: int = 0
     accepted: list[int] = []
     saved_s: float = 0.0
+    missing: int = 0
 
 
 class Pending(Protocol):

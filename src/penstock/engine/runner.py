@@ -28,8 +28,8 @@ from penstock.kernels.batch import Batch, LayerKV
 class ForwardModel(Protocol):
     """What the runner needs of a model (`penstock.models.forward.Model`)."""
 
-    def forward(self, batch: Batch, kv: Sequence[LayerKV]) -> Any:
-        """hidden[T, d]"""
+    def forward(self, batch: Batch, kv: Sequence[LayerKV], features: Any | None = None) -> Any:
+        """hidden[T, d]; features float32[T, w] is filled if given"""
         ...
 
     def logits(self, hidden: Any) -> np.ndarray:
@@ -50,8 +50,11 @@ class ModelRunner:
         max_context: int,
         num_groups: int,
         block_size: int,
+        features_width: int = 0,
     ) -> None:
+        """features_width: floats that the model captures of every token."""
         self._model = model
+        self._features_width = features_width
         self._kv = kv
         self._sampler = sampler
         self._block_size = block_size
@@ -70,12 +73,18 @@ class ModelRunner:
         self._requests.enter(plan, self._sampler)
         self._requests.write_drafts(plan)
         self._sampler.begin(plan.slots[plan.samples])
-        hidden, offsets = self.forward(plan)
+        features = None
+        if self._features_width:
+            features = np.empty((plan.num_tokens, self._features_width), np.float32)
+        hidden, offsets = self.forward(plan, features)
         result = self.sample(plan, hidden, offsets)
-        return msgspec.structs.replace(result, device_s=time.perf_counter() - began)
+        found = {}
+        if features is not None:
+            found = {row: features[offsets[row] : offsets[row + 1]] for row in range(plan.num_rows)}
+        return msgspec.structs.replace(result, device_s=time.perf_counter() - began, features=found)
 
-    def forward(self, plan: StepPlan) -> tuple[Any, np.ndarray]:
-        """hidden[T, d] of the plan's tokens, and offsets int32[R+1] of its rows."""
+    def forward(self, plan: StepPlan, features: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+        """hidden[T, d] of the plan's tokens, and offsets int32[R+1] of its rows; `features` is filled."""
         offsets = np.zeros(plan.num_rows + 1, np.int32)
         np.cumsum(plan.counts, out=offsets[1:])
         rows = np.repeat(np.arange(plan.num_rows), plan.counts)
@@ -90,7 +99,9 @@ class ModelRunner:
             contexts=contexts,
             tables=tuple(table[plan.slots, :num_blocks] for table in self._requests.tables),
         )
-        return self._model.forward(batch, self._kv), offsets
+        if features is None:
+            return self._model.forward(batch, self._kv), offsets
+        return self._model.forward(batch, self._kv, features), offsets
 
     def sample(self, plan: StepPlan, hidden: Any, offsets: np.ndarray) -> StepResult:
         """Draw for every row that reached the end of its known tokens."""

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from penstock.engine.plan import Admission, DraftStats, StepPlan, frozen_array
+from penstock.engine.plan import Admission, DraftStats, StepPlan, StepResult, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
 from penstock.engine.step_budget import StepBudget
@@ -43,6 +43,13 @@ class DraftSource(Protocol):
 
     def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
         """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
+        ...
+
+    def computed(
+        self, plan: StepPlan, index: int, results: Sequence[StepResult], live: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Steps of a plan from number `index` on gave `results`. bool[R]: rows whose requests are still
+        there; int32[n]: tokens of each such row that are verified."""
         ...
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, HostDrafter, Proposal
+from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, FeatureDrafter, HostDrafter, Proposal
 from penstock.engine.draft_length import DraftLengths, Trials
-from penstock.engine.plan import DraftStats, StepPlan
+from penstock.engine.plan import DraftStats, StepPlan, StepResult
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
 
@@ -74,8 +74,12 @@ class Speculation:
     # ------------------------------------------------------------------ a resource
 
     def admit(self, slot: int, holder: Any) -> int:
-        self._drafted[slot] = _Drafted(holder)
+        drafted = self._drafted[slot] = _Drafted(holder)
         self._due[slot] = len(holder.known) + REHEARSED
+        if isinstance(self._drafter, FeatureDrafter):
+            self._catch_up(slot, drafted)
+            if drafted.request.cache_store:
+                self._drafter.keep(slot)
         rows = int(np.count_nonzero(self._table.active))
         self._table.alone[slot] |= self._lengths.pays(rows, self._k, HOPE)
         return len(holder.known)
@@ -139,6 +143,8 @@ class Speculation:
             survivals.append(self._lengths.survival(proposal, drafted.trials))
         for i, slot, count in zip(wanted, slots, self._lengths.choose(len(rows), survivals), strict=True):
             counts[i] = count
+            if isinstance(self._drafter, FeatureDrafter):
+                self.stats.missing += self._drafter.missing(slot)
             self._tire(slot, count)
         return counts
 
@@ -193,6 +199,23 @@ class Speculation:
             drafted.appetite = max(2, right + 2)
             drafted.went(right)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
+
+    def computed(
+        self, plan: StepPlan, index: int, results: Sequence[StepResult], live: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Steps of a plan from number `index` on gave `results`. bool[R]: rows whose requests are still
+        there; int32[n]: tokens of each such row that are verified."""
+        drafter = self._drafter
+        if not isinstance(drafter, FeatureDrafter):
+            return
+        for row, count in zip(np.flatnonzero(live).tolist(), counts.tolist(), strict=True):
+            slot = int(plan.slots[row])
+            drafted = self._drafted[slot]
+            if drafted is None or not count or row not in results[0].features:  # None: preempted meanwhile
+                continue
+            parts = [result.features[row][:count] for result in results[: 1 if plan.window == 1 else count]]
+            self._catch_up(slot, drafted)
+            drafter.feed(slot, int(plan.starts[row]) + index, np.concatenate(parts))
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
         """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or

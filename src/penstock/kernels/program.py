@@ -99,7 +99,24 @@ class AddSigmoidGated(Struct, frozen=True):
     """delta += sigmoid(scores[:, 0]) · shared."""
 
 
-Operation = Norm | AddNorm | Linear | AddLinear | GatedLinear | Rotate | Attend | MixExperts | AddSigmoidGated
+class Capture(Struct, frozen=True):
+    """x -> columns [index · d, (index + 1) · d) of the features: for drafters that read hidden states."""
+
+    index: int
+
+
+Operation = (
+    Norm
+    | AddNorm
+    | Linear
+    | AddLinear
+    | GatedLinear
+    | Rotate
+    | Attend
+    | MixExperts
+    | AddSigmoidGated
+    | Capture
+)
 
 
 class Program(Struct, frozen=True):
@@ -116,3 +133,8 @@ class Program(Struct, frozen=True):
     head: Any
     logit_scale: float
     logit_softcap: float | None
+
+    @property
+    def features_width(self) -> int:
+        """Floats that a step captures of every token."""
+        return self.hidden_size * sum(isinstance(operation, Capture) for operation in self.operations)

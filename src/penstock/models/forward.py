@@ -45,7 +45,8 @@ class Model:
     """A spec with its weights prepared by a backend.
 
     weights: canonical name -> prepared weight (spec.model_tensors), layers: one such mapping per
-    layer (spec.layer_tensors). `context` is the longest context that will be served.
+    layer (spec.layer_tensors). `context` is the longest context that will be served. capture: layers
+    whose results (the residual stream behind them, -1: the embeddings) `forward` hands out as features.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Model:
         weights: Mapping[str, Any],
         layers: Sequence[Mapping[str, Any]],
         context: int | None = None,
+        capture: tuple[int, ...] = (),
     ) -> None:
         self.spec = spec
+        self.capture = capture
         self.ops = ops
         self.context = context or spec.max_context
         self._weights = weights
@@ -67,8 +70,10 @@ class Model:
         ropes = {layer.attention.rope for layer in spec.layers} - {None}
         self._frequencies = {rope: inverse_frequencies(rope, self.context) for rope in ropes if rope}
 
-    def forward(self, batch: Batch, kv: Sequence[LayerKV]) -> Any:
-        """float32[T, d]: every token's hidden state after the final norm, ready for `logits`."""
+    def forward(self, batch: Batch, kv: Sequence[LayerKV], features: Any | None = None) -> Any:
+        """float32[T, d]: every token's hidden state after the final norm, ready for `logits`.
+
+        features: float32[T, len(capture) · d], filled if given."""
         ops, eps = self.ops, self.spec.norm_eps
         plan = ops.plan(batch)
         tables = {
@@ -76,6 +81,7 @@ class Model:
             for rope, frequencies in self._frequencies.items()
         }
         x = ops.embed(self._embed, batch.tokens, self.spec.embedding_scale)
+        self._keep(x, -1, features)
         h = ops.rms_norm(x, self._layers[0][1]["attn_norm"], eps)
         for index, (layer, w) in enumerate(self._layers):
             after = (
@@ -86,7 +92,25 @@ class Model:
             x, h = ops.add_rms_norm(x, delta, w["ffn_norm"], eps, post_gain=post, scale=scale)
             delta = self._feed(layer, w, h)
             x, h = ops.add_rms_norm(x, delta, after, eps, post_gain=w.get("ffn_post_norm"), scale=scale)
+            self._keep(x, index, features)
         return h
+
+    def _keep(self, x: Any, layer: int, features: Any | None) -> None:
+        if features is None:
+            return
+        size = self.spec.hidden_size
+        for place, wanted in enumerate(self.capture):
+            if wanted == layer:
+                features[:, place * size : (place + 1) * size] = x
+
+    @property
+    def final_norm(self) -> np.ndarray:
+        """float32[d]: the gain of the norm before the head."""
+        return np.asarray(self._final_norm)
+
+    def embedding(self, tokens: np.ndarray) -> np.ndarray:
+        """int32[n] -> float32[n, d]: rows of the embedding, not scaled."""
+        return np.asarray(self.ops.embed(self._embed, tokens, 1.0))
 
     def first_layers(self, count: int) -> Model:
         """The first `count` layers and the head, over the same weights; its KV is that of these layers."""

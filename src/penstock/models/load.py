@@ -146,11 +146,13 @@ def load_model(
     *,
     context: int | None = None,
     options: BackendOptions | None = None,
+    capture: tuple[int, ...] = (),
 ) -> Model | LoweredModel:
     """Prepare every weight for `backend` (opened, or a name and `options`) and build the model.
 
     `progress(what, share)` is called as tensors are done, share in 0..1, from this thread. `context` is
     the longest context that will be served (default: the declared one); LongRoPE picks its set by it.
+    capture: see `models.forward.Model`.
     """
     opened = open_backend(backend, options) if isinstance(backend, str) else backend
     cache = opened.weight_cache(info.revision) if isinstance(opened, ProgramBackend) else None
@@ -172,9 +174,9 @@ def load_model(
     if cache is not None:
         cache.finish()
     if isinstance(opened, ProgramBackend):
-        return LoweredModel(info.spec, opened, weights[0], weights[1:], context)
+        return LoweredModel(info.spec, opened, weights[0], weights[1:], context, capture)
     assert isinstance(opened, OpTableBackend)
-    return Model(info.spec, opened.ops, weights[0], weights[1:], context)
+    return Model(info.spec, opened.ops, weights[0], weights[1:], context, capture)
 
 
 def _prepare(

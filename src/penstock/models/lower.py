@@ -15,6 +15,7 @@ from penstock.kernels.program import (
     AddSigmoidGated,
     Attend,
     Buffer,
+    Capture,
     GatedLinear,
     Linear,
     MixExperts,
@@ -29,14 +30,26 @@ from penstock.models.spec import DecoderSpec, Experts, LayerSpec, Rope
 Tensors = Mapping[str, Any]
 
 
-def lower(spec: DecoderSpec, weights: Tensors, layers: Sequence[Tensors], context: int) -> Program:
-    """weights, layers: canonical name -> prepared (see models.forward.Model); `context` is served."""
+def lower(
+    spec: DecoderSpec,
+    weights: Tensors,
+    layers: Sequence[Tensors],
+    context: int,
+    capture: Sequence[int] = (),
+) -> Program:
+    """weights, layers: canonical name -> prepared; `context` is served; capture: layers after which x is
+    kept (see models.forward.Model)."""
     ropes: list[Rope] = []
     operations: list[Operation] = [Norm(layers[0]["attn_norm"])]
     for index, (layer, tensors) in enumerate(zip(spec.layers, layers, strict=True)):
         after = layers[index + 1]["attn_norm"] if index + 1 < len(layers) else None
-        operations += _attention(index, layer, tensors, ropes)
+        attention = _attention(index, layer, tensors, ropes)
+        # Behind the product that reads the norm of x: nothing in between changes x, and who looks for the
+        # reader of a norm finds it next to it (native/core/fine.cpp).
+        attention[1:1] = _captures(capture, index - 1)
+        operations += attention
         operations += _feed(layer, tensors, after)
+    operations += _captures(capture, len(layers) - 1)
     return Program(
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
@@ -50,6 +63,11 @@ def lower(spec: DecoderSpec, weights: Tensors, layers: Sequence[Tensors], contex
         logit_scale=spec.logit_scale,
         logit_softcap=spec.logit_softcap,
     )
+
+
+def _captures(capture: Sequence[int], layer: int) -> list[Operation]:
+    """Those of x after `layer`; -1: of the embeddings."""
+    return [Capture(place) for place, wanted in enumerate(capture) if wanted == layer]
 
 
 def _attention(index: int, layer: LayerSpec, w: Tensors, ropes: list[Rope]) -> list[Operation]:

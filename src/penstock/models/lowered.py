@@ -32,12 +32,14 @@ class LoweredModel:
         weights: Mapping[str, Any],
         layers: Sequence[Mapping[str, Any]],
         context: int | None = None,
+        capture: tuple[int, ...] = (),
     ) -> None:
         self.spec = spec
+        self.capture = capture
         self.context = context or spec.max_context
         self._backend = backend
         self._weights, self._layers = weights, layers
-        self.executable = backend.compile(lower(spec, weights, layers, self.context))
+        self.executable = backend.compile(lower(spec, weights, layers, self.context, capture))
         self._bound: NativePool | None = None
 
     def allocate_kv(self, layout: Any, num_blocks: int) -> NativePool:
@@ -60,12 +62,25 @@ class LoweredModel:
         model.bind(NativePool(kv.data, layout))
         return model
 
-    def forward(self, batch: Batch, kv: NativePool) -> np.ndarray:
-        """float32[T, d]: every token's hidden state after the final norm, ready for `logits`."""
+    def forward(self, batch: Batch, kv: NativePool, features: np.ndarray | None = None) -> np.ndarray:
+        """float32[T, d]: every token's hidden state after the final norm, ready for `logits`.
+
+        features: float32[T, len(capture) · d], filled if given."""
         self.bind(kv)
         nothing = np.empty(0, np.int32)
         self.executable.forward(batch, nothing)
+        if features is not None:
+            self.executable.features(features)
         return np.asarray(self.executable.hidden(np.arange(len(batch.tokens), dtype=np.int32)))
+
+    @property
+    def final_norm(self) -> np.ndarray:
+        """float32[d]: the gain of the norm before the head."""
+        return np.asarray(self._weights["final_norm"])
+
+    def embedding(self, tokens: np.ndarray) -> np.ndarray:
+        """int32[n] -> float32[n, d]: rows of the embedding, not scaled. Also while a step runs."""
+        return self.executable.embedding(tokens)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """hidden float32[n, d] (rows of what `forward` returned) -> float32[n, V]."""

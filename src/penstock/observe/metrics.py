@@ -138,6 +138,13 @@ TABLE: tuple[Metric, ...] = (
         "Time that plain decoding would have taken longer, by the measured cost of its steps",
     ),
     Metric(
+        "penstock_draft_missing_context_tokens_total",
+        "counter",
+        "tokens",
+        ("model",),
+        "Tokens whose context a drafter of hidden states did not have (prefix hits), over all its steps",
+    ),
+    Metric(
         "penstock_forced_tokens_total",
         "counter",
         "tokens",
@@ -204,6 +211,7 @@ class EngineProgress(Protocol):
     draft_tokens: int
     accepted_tokens: tuple[int, ...]
     saved_s: float
+    draft_missing: int
     forced_tokens: int
 
 
@@ -221,6 +229,7 @@ _ENGINE_COUNTERS = {
     "draft_steps": "penstock_draft_steps_total",
     "draft_tokens": "penstock_draft_tokens_total",
     "saved_s": "penstock_draft_saved_seconds_total",
+    "draft_missing": "penstock_draft_missing_context_tokens_total",
     "forced_tokens": "penstock_forced_tokens_total",
 }
 

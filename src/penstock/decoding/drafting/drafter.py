@@ -70,3 +70,21 @@ class BatchDrafter(HostDrafter, Protocol):
     def propose_all(self, slots: Sequence[int], most: Sequence[int]) -> list[Proposal]:
         """Up to most[i] tokens to come next in slots[i]; none where most[i] is 0."""
         ...
+
+
+@runtime_checkable
+class FeatureDrafter(BatchDrafter, Protocol):
+    """One that reads the target's hidden states. It is told of a request as soon as it has a slot, and of
+    every token that was computed and verified, in order; not of those that a prefix cache already had."""
+
+    def feed(self, slot: int, first: int, features: np.ndarray) -> None:
+        """features: float32[n, w] of the tokens at positions [first, first + n), all known to the drafter."""
+        ...
+
+    def keep(self, slot: int) -> None:
+        """What is made of this request may serve others of its tenant, now and when it has left."""
+        ...
+
+    def missing(self, slot: int) -> int:
+        """Tokens before the last known one that it has no context of, as of the last proposal."""
+        ...

@@ -16,6 +16,7 @@ from penstock.kernels.program import (
     AddNorm,
     AddSigmoidGated,
     Attend,
+    Capture,
     GatedLinear,
     Linear,
     MixExperts,
@@ -117,6 +118,16 @@ class Executable:
         self._engine.head(np.ascontiguousarray(hidden), out)
         return out
 
+    def embedding(self, tokens: np.ndarray) -> np.ndarray:
+        """float32[n, d] of tokens int32[n], not scaled. Also while a step runs."""
+        out = np.empty((len(tokens), self.program.hidden_size), np.float32)
+        self._engine.embedding(np.ascontiguousarray(tokens, np.int32), out)
+        return out
+
+    def features(self, out: np.ndarray) -> None:
+        """What the last forward captured of its T tokens, into float32[T, features_width]."""
+        self._engine.features(out)
+
     def bind_kv(self, pool: np.ndarray, layout: Any) -> None:
         """pool uint8: blocks of `layout` (kv.groups.KVLayout), one after the other."""
         slot = layout.block_size * layout.kv_heads * layout.head_bytes
@@ -151,7 +162,7 @@ class Executable:
     def take_clocks(self) -> dict[str, float]:
         """Seconds of thread 0 per kind of operation since the last call."""
         names = ("norm", "add_norm", "linear", "add_linear", "gated_linear", "rotate", "attend", "experts",
-                 "add_sigmoid", "embed", "head")  # fmt: skip
+                 "add_sigmoid", "capture", "embed", "head")  # fmt: skip
         return dict(zip(names, self._engine.take_clocks(), strict=True))
 
     def _vector(self, values: Any) -> Any:
@@ -194,6 +205,8 @@ class Executable:
                 self._experts(op)
             case AddSigmoidGated():
                 builder.add_sigmoid()
+            case Capture():
+                builder.capture(op.index * self.program.hidden_size)
 
     def _linear(self, source: str, target: str, weight: Any, bias: Any, *, add: bool, scale: float) -> None:
         """One operation, or one per part of a joined weight, each for its columns of the target."""
