@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from penstock.bench.metrics import Record, Targets, spread, summarize
+from penstock.bench.metrics import Drafts, Record, Targets, spread, summarize
+from penstock.bench.report import headline
 
 
 @st.composite
@@ -71,6 +72,23 @@ def test_failed_requests_are_counted_and_kept_out() -> None:
     assert summary.e2e.count == 1
     assert summary.duration_s == 4.0
     assert summary.output_tokens_per_s == 0.5
+
+
+def test_drafts_of_all_requests_are_reported_together() -> None:
+    """Red if a request without drafts, or a failed one, changes what the report says of them."""
+    records = [
+        Record(
+            index=i, sent_s=0.0, input_tokens=5, output_tokens=9, end_s=1.0, arrivals_s=[1.0], drafts=drafts
+        )
+        for i, drafts in enumerate([Drafts(2, 10, 5), None, Drafts(2, 6, 3)])
+    ]
+    records.append(
+        Record(index=3, sent_s=0.0, input_tokens=5, end_s=1.0, error="HTTP 500", drafts=Drafts(9, 9, 9))
+    )
+    summary = summarize(records)
+    assert summary.drafts == Drafts(4, 16, 8)
+    assert "drafts 8 of 16 right, 3.00 tokens in each of 4 steps with drafts" in headline(summary)
+    assert summarize(records[1:2]).drafts is None
 
 
 def test_goodput_needs_all_targets() -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from penstock.bench.metrics import Record
+from penstock.bench.metrics import Drafts, Record
 from penstock.bench.workloads import Item, prompt_tokens
 from penstock.errors import ConfigError
 
@@ -80,6 +80,9 @@ def _take(record: Record, data: bytes) -> None:
         record.input_tokens = usage["prompt_tokens"]
         details = usage.get("prompt_tokens_details") or {}
         record.cached_tokens = details.get("cached_tokens") or 0
+        if drafts := usage.get("speculation"):  # Penstock's own field
+            counts = (drafts.get(f"num_{name}") or 0 for name in ("steps", "draft_tokens", "accepted_tokens"))
+            record.drafts = Drafts(*counts)
 
 
 async def _events(target: Target, body: bytes) -> AsyncIterator[bytes]:

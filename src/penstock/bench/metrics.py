@@ -22,6 +22,15 @@ from msgspec import Struct
 PERCENTILES = (50, 90, 95, 99)
 
 
+class Drafts(Struct, frozen=True):
+    """Steps that verified drafts, the drafts, and how many were right: 1 + accepted / steps is the mean
+    acceptance length."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
 class Record(Struct, kw_only=True):
     """What happened to one request. Times are seconds on one monotonic clock.
 
@@ -34,6 +43,7 @@ class Record(Struct, kw_only=True):
     arrivals_s: list[float] = []
     output_tokens: int = 0
     cached_tokens: int = 0
+    drafts: Drafts | None = None
     end_s: float = 0.0
     error: str | None = None
 
@@ -93,6 +103,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    drafts: Drafts | None = None
     requests_per_s: float
     input_tokens_per_s: float
     output_tokens_per_s: float
@@ -112,6 +123,14 @@ def spread(values: list[float]) -> Spread | None:
     array = np.asarray(values, dtype=np.float64)
     points = [float(p) for p in np.percentile(array, PERCENTILES)]
     return Spread(len(values), float(array.mean()), *points)
+
+
+def _all_drafts(drafts: list[Drafts]) -> Drafts | None:
+    if not drafts:
+        return None
+    return Drafts(
+        sum(d.steps for d in drafts), sum(d.drafted for d in drafts), sum(d.accepted for d in drafts)
+    )
 
 
 def summarize(records: list[Record], targets: Targets = Targets()) -> Summary:  # noqa: B008
@@ -136,6 +155,7 @@ def summarize(records: list[Record], targets: Targets = Targets()) -> Summary:  
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cached_tokens=sum(r.cached_tokens for r in good),
+        drafts=_all_drafts([r.drafts for r in good if r.drafts is not None]),
         requests_per_s=per_s(len(good)),
         input_tokens_per_s=per_s(input_tokens),
         output_tokens_per_s=per_s(output_tokens),

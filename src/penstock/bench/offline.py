@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from penstock.bench.drive import drive
-from penstock.bench.metrics import Record
+from penstock.bench.metrics import Drafts, Record
 from penstock.bench.workloads import Item, prompt_tokens
 from penstock.call import Done, Failure, SamplingParams, TextDelta
 from penstock.errors import PenstockError
@@ -55,5 +55,7 @@ def _take(record: Record, event: Any) -> None:
     elif isinstance(event, Done):
         record.cached_tokens = event.usage.cached_tokens
         record.output_tokens = event.usage.completion_tokens
+        if (drafts := event.usage.speculation) is not None:
+            record.drafts = Drafts(drafts.steps, drafts.drafted_tokens, drafts.accepted_tokens)
     elif isinstance(event, Failure):
         record.error = event.message

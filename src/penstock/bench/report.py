@@ -45,6 +45,11 @@ def headline(summary: Summary) -> list[str]:
         f"{summary.cached_tokens} from the prefix cache)",
         f"output {summary.output_tokens} tokens ({summary.output_tokens_per_s:.1f} tokens/s)",
     ]
+    if (drafts := summary.drafts) is not None and drafts.steps:
+        lines.append(
+            f"drafts {drafts.accepted} of {drafts.drafted} right, "
+            f"{1 + drafts.accepted / drafts.steps:.2f} tokens in each of {drafts.steps} steps with drafts"
+        )
     targets = summary.targets
     wanted = [
         f"{name} ≤ {value * 1000:g} ms"
