@@ -15,10 +15,11 @@ import time
 import numpy as np
 
 from penstock.decoding.params import TokenSampling
-from penstock.engine.build import CoreShape, assemble_core
+from penstock.engine.build import assemble_core
 from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.messages import Delta, Submit, pack_tokens
 from penstock.engine.plan import StepPlan, StepResult
+from penstock.engine.shape import CoreShape
 from penstock.kv.groups import LayerKV, plan_layout
 from penstock.simulate.device import sim_tokens
 

@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema_rs
 
 from penstock.call import Call, SamplingParams, ToolSpec
-from penstock.engine.tool_schema import argument_schema
+from penstock.engine.tools.schema import argument_schema
 from penstock.llm import AsyncLLM, read_conversation
 
 AT_ONCE = 16

@@ -18,7 +18,7 @@ from penstock.decoding.grammar.loops import MAX_DIGITS, MIN_REPEATED, MIN_REPEAT
 from penstock.decoding.grammar.masks import GrammarMasks
 from penstock.decoding.grammar.spec import GrammarSpec, spec_of_schema
 from penstock.decoding.grammar.store import GrammarStore
-from penstock.engine.tool_grammar import MOST_CALLS, forced_calls
+from penstock.engine.tools.grammar import MOST_CALLS, forced_calls
 from penstock.text.output.choose import FORMATS
 
 NOTE = ToolSpec(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from penstock.decoding.drafting.drafter import Proposal
-from penstock.engine.draft_length import MARGIN, DraftLengths, Trials
+from penstock.engine.drafts.lengths import MARGIN, DraftLengths, Trials
 
 
 def _measured(seconds: dict[int, float], host_s: float = 0.0) -> DraftLengths:

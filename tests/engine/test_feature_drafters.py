@@ -17,7 +17,7 @@ from token_engine import Answer, TokenEngine
 
 from penstock.config import SpeculationSettings, build
 from penstock.decoding.params import TokenSampling
-from penstock.engine.draft_context import Context, ContextPool
+from penstock.engine.drafts.context import Context, ContextPool
 from penstock.errors import ConfigError, ModelRefused
 from penstock.models.drafters.network import CacheShape
 

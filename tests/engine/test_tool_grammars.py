@@ -15,9 +15,9 @@ from penstock.call import ToolSpec
 from penstock.decoding.grammar.backend import Vocabulary
 from penstock.decoding.grammar.llguidance_backend import LLGuidanceBackend
 from penstock.decoding.grammar.spec import GrammarSpec
-from penstock.engine.tool_grammar import MOST_CALLS, forced_calls, strict_calls
-from penstock.engine.tool_lark import Specials
-from penstock.engine.tool_schema import argument_schema
+from penstock.engine.tools.grammar import MOST_CALLS, forced_calls, strict_calls
+from penstock.engine.tools.lark import Specials
+from penstock.engine.tools.schema import argument_schema
 from penstock.errors import InvalidRequest
 from penstock.text.output.choose import FORMATS
 from penstock.text.output.events import CallArguments, CallEnd, CallStart, Malformed, Text

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from penstock.call import Event, Finish, ReasoningDelta, SamplingParams, TextDelta, ToolCallDelta, ToolSpec
-from penstock.engine.tool_grammar import MOST_CALLS, forced_calls
-from penstock.engine.tool_lark import Specials
-from penstock.engine.tool_schema import argument_schema
+from penstock.engine.tools.grammar import MOST_CALLS, forced_calls
+from penstock.engine.tools.lark import Specials
+from penstock.engine.tools.schema import argument_schema
 from penstock.errors import InvalidRequest
 from penstock.llm import LLM, read_conversation
 from penstock.text.output.choose import FORMATS

@@ -6,8 +6,9 @@ from hash_device import HashDevice, HashDrafter, expected_tokens
 
 from penstock.config import SpeculationSettings
 from penstock.decoding.params import TokenSampling
-from penstock.engine.build import CoreShape, assemble_core
+from penstock.engine.build import assemble_core
 from penstock.engine.messages import Delta, Submit, pack_tokens
+from penstock.engine.shape import CoreShape
 from penstock.kv.groups import LayerKV, plan_layout
 from penstock.simulate.clock import VirtualClock
 

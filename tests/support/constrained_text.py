@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from penstock.decoding.grammar.backend import Matcher, mask_words
-from penstock.engine.tool_lark import Specials
+from penstock.engine.tools.lark import Specials
 
 END = 256
 _CLOSING = b"\"']})<>/\n|, :=e"  # of them more, or nothing ever ends

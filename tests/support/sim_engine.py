@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from penstock.config import EngineSettings
-from penstock.engine.build import CoreShape, assemble_core
+from penstock.engine.build import assemble_core
 from penstock.engine.drive import Core, Sink
 from penstock.engine.messages import Loading, Ready
 from penstock.engine.plan import StepPlan, StepResult
+from penstock.engine.shape import CoreShape
 from penstock.errors import ModelRefused
 from penstock.kv.groups import LayerKV, plan_layout
 

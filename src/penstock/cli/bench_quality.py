@@ -30,7 +30,7 @@ def quality(
     from penstock.cli import console
     from penstock.cli.start import ensure_model
     from penstock.config import EngineSettings, build
-    from penstock.engine.build import KV_BYTES
+    from penstock.engine.shape import KV_BYTES
     from penstock.kernels.backend import BackendOptions, open_backend
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import resolve

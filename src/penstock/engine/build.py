@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.config import EngineSettings, SpeculationSettings
+from penstock.config import EngineSettings
+from penstock.engine.drafts.speculation import STEP_DRAFTS, Speculation
 from penstock.engine.loop import Clock, EngineCore, Sink
 from penstock.engine.messages import Loading, Ready
 from penstock.engine.plan import Device, WindowDevice
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import RequestTable
 from penstock.engine.scheduler import Scheduler
-from penstock.engine.speculation import STEP_DRAFTS, Speculation
+from penstock.engine.shape import KV_BYTES, CoreShape
 from penstock.errors import ModelRefused
 from penstock.kv.groups import KVLayout, LayerKV, plan_layout
 from penstock.kv.resource import KVResource
@@ -36,26 +37,6 @@ if TYPE_CHECKING:
 
 # A pool that holds fewer tokens than this serves nobody; refusing says more than crawling.
 MIN_POOL_TOKENS = 64
-KV_BYTES = {"float32": 4, "bf16": 2, "int8": 1}  # of one element
-
-
-class CoreShape(Struct, frozen=True, kw_only=True):
-    """Everything about an engine core but its device."""
-
-    layout: KVLayout
-    num_blocks: int
-    num_slots: int
-    max_context: int
-    token_budget: int
-    async_depth: int
-    window: int = 1
-    max_queue: int
-    prefix_cache: bool
-    namespace: bytes
-    deadline_s: float | None = None
-    aging_s: float = 30.0
-    tenant_weights: dict[str, float] = {}
-    speculation: SpeculationSettings | None = None
 
 
 def assemble_core(
@@ -210,7 +191,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.engine.make_drafter import captured_layers, make_drafter
+    from penstock.engine.drafts.make import captured_layers, make_drafter
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve

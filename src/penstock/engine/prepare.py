@@ -27,8 +27,8 @@ from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
 from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
-from penstock.engine.tool_grammar import forced_calls, strict_calls
-from penstock.engine.tool_lark import Specials
+from penstock.engine.tools.grammar import forced_calls, strict_calls
+from penstock.engine.tools.lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES

@@ -29,7 +29,7 @@ _NO_ROWS = np.empty(0, np.int32)
 
 
 class DraftSource(Protocol):
-    """Who knows what requests may go on with (`penstock.engine.speculation.Speculation`)."""
+    """Who knows what requests may go on with (`penstock.engine.drafts.speculation.Speculation`)."""
 
     stats: DraftStats
 

@@ -16,9 +16,10 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.decoding.params import TokenSampling
-from penstock.engine.build import CoreShape, assemble_core
+from penstock.engine.build import assemble_core
 from penstock.engine.loop import EngineCore
 from penstock.engine.messages import Delta, Submit, pack_tokens
+from penstock.engine.shape import CoreShape
 from penstock.kv.groups import LayerKV, plan_layout
 from penstock.simulate.clock import VirtualClock
 from penstock.simulate.device import SimDevice, StepTime

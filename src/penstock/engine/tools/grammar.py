@@ -14,9 +14,9 @@ import msgspec
 
 from penstock.call import ToolSpec
 from penstock.decoding.grammar.spec import GrammarSpec, LoopRules, spec_of_text
-from penstock.engine.tool_arguments import arguments, check_name
-from penstock.engine.tool_lark import ANYTHING, Lark, Specials, quoted, without
-from penstock.engine.tool_schema import UnwritableError
+from penstock.engine.tools.arguments import arguments, check_name
+from penstock.engine.tools.lark import ANYTHING, Lark, Specials, quoted, without
+from penstock.engine.tools.schema import UnwritableError
 from penstock.errors import InvalidRequest
 from penstock.text.output.format import CallSyntax, OutputFormat
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.engine.tool_lark import ANYTHING, Lark, quoted, without
-from penstock.engine.tool_schema import UnwritableError, branches, constraints
+from penstock.engine.tools.lark import ANYTHING, Lark, quoted, without
+from penstock.engine.tools.schema import UnwritableError, branches, constraints
 
 # Formats of strings as regular expressions. Other formats say nothing about validity here.
 _FORMATS = {

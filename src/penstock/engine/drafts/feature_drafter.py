@@ -8,7 +8,7 @@ What is pending becomes context in batches: when drafts are wanted, or when many
 decodes plainly for a while costs little, and has no hole in its context when it is drafted for again.
 
 A prefix that the target found in its cache has no features. The drafter looks for a context of the same
-tokens among those of running and finished requests that the tenant may see (`penstock.engine.draft_context`);
+tokens among those of running and finished requests that the tenant may see (`engine/drafts/context.py`);
 what it does not find stays absent and is reported (`DraftStats.missing`), and a request that lacks more than
 the network bears (`DraftNetwork.most_missing`) is not drafted for until it has grown.
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from penstock.decoding.drafting.drafter import NOTHING, Proposal
-from penstock.engine.draft_context import Context, ContextPool, Shelved
+from penstock.engine.drafts.context import Context, ContextPool, Shelved
 from penstock.models.drafters.network import Anchor, DraftNetwork
 
 BATCH = 256  # tokens that wait at most before they become context

@@ -13,7 +13,7 @@ from penstock.kv.groups import LayerKV, plan_layout
 from penstock.kv.resource import KVResource
 
 if TYPE_CHECKING:
-    from penstock.engine.build import CoreShape
+    from penstock.engine.shape import CoreShape
     from penstock.models.forward import Model
     from penstock.models.lowered import LoweredModel
     from penstock.models.spec import DecoderSpec
@@ -65,8 +65,8 @@ def captured_layers(speculation: SpeculationSettings | None, spec: DecoderSpec) 
 def _feature_drafter(
     speculation: SpeculationSettings, model: Model | LoweredModel, shape: CoreShape
 ) -> HostDrafter:
-    from penstock.engine.draft_context import ContextPool
-    from penstock.engine.feature_drafter import FeatureDrafter
+    from penstock.engine.drafts.context import ContextPool
+    from penstock.engine.drafts.feature_drafter import FeatureDrafter
     from penstock.models.drafters.open import open_network
     from penstock.models.sources import resolve
 
@@ -82,7 +82,7 @@ def _feature_drafter(
 def _first_layers(
     speculation: SpeculationSettings, model: Model | LoweredModel, pool: Any, shape: CoreShape, kv: KVResource
 ) -> HostDrafter:
-    from penstock.engine.model_drafter import ModelDrafter, SharedBlocks, greedy
+    from penstock.engine.drafts.model_drafter import ModelDrafter, SharedBlocks, greedy
     from penstock.models.lowered import LoweredModel
 
     total = len(model.spec.layers)
@@ -102,8 +102,8 @@ def _draft_model(
     target: Model | LoweredModel,
     shape: CoreShape,
 ) -> HostDrafter:
-    from penstock.engine.build import KV_BYTES
-    from penstock.engine.model_drafter import ModelDrafter, OwnBlocks, greedy
+    from penstock.engine.drafts.model_drafter import ModelDrafter, OwnBlocks, greedy
+    from penstock.engine.shape import KV_BYTES
     from penstock.kernels.backend import BackendOptions, open_backend
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import resolve

@@ -8,9 +8,9 @@ from typing import Any
 
 from penstock.call import ToolSpec
 from penstock.decoding.grammar.spec import WHITESPACE
-from penstock.engine.tool_lark import Lark, pattern, quoted, without
-from penstock.engine.tool_schema import UnwritableError, argument_schema, branches
-from penstock.engine.tool_values import (
+from penstock.engine.tools.lark import Lark, pattern, quoted, without
+from penstock.engine.tools.schema import UnwritableError, argument_schema, branches
+from penstock.engine.tools.values import (
     ElementValues,
     MarkedValues,
     NestedValues,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, FeatureDrafter, HostDrafter, Proposal
-from penstock.engine.draft_length import DraftLengths, Trials
+from penstock.engine.drafts.lengths import DraftLengths, Trials
 from penstock.engine.plan import DraftStats, StepPlan, StepResult
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
