@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from penstock.engine.counters import Counters
 from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
-from penstock.engine.plan import Device, DraftStats, StepPlan, StepResult
+from penstock.engine.plan import Device, StepPlan, StepResult
 from penstock.engine.preparing import Preparing
 from penstock.engine.requests import Request
 from penstock.engine.scheduler import Scheduler
@@ -81,14 +82,7 @@ class EngineCore:
         self._deadlines: list[tuple[float, int, Request]] = []
         self._outputs = OutputBuilder(self.table)
         self._arrivals = 0
-        self._steps = 0
-        self._last_step_s = clock()
-        self._busy_s = 0.0
-        self._device_free_s = 0.0  # when the device finished its last known step
-        self._work_s = self._device_s = self._host_s = 0.0
-        self._worked_until_s = 0.0  # as far as _work_s counts
-        self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._finished = 0
-        self._forced_tokens = 0
+        self._counters = Counters(last_step_s=clock())
         scheduler.on_impossible = self._fail_impossible
 
     # ------------------------------------------------------------------ requests
@@ -102,7 +96,7 @@ class EngineCore:
             self._refuse(client, request.id, error)
             return
         if not self.has_work:
-            self._worked_until_s = now
+            self._counters.worked_until_s = now
         record = Request(client, request, self._arrivals, now)
         self._arrivals += 1
         if record.expires_s is None and self._deadline_s is not None:
@@ -133,7 +127,7 @@ class EngineCore:
             self._cut()
         generated = len(request.known) - request.prompt_len
         if keep is not None and 0 <= keep < generated:
-            self._generated_tokens -= generated - keep
+            self._counters.generated_tokens -= generated - keep
         self._end(request)
 
     def drop_client(self, client: str) -> None:
@@ -170,7 +164,7 @@ class EngineCore:
             plan = self.scheduler.schedule(now)
             if plan is not None:
                 self._flight.launch(plan, now)
-            self._host_s += self._clock() - now
+            self._counters.host_s += self._clock() - now
         keep = 0 if plan is None else depth
         if len(self._flight) > keep:
             self._take(keep)
@@ -220,7 +214,7 @@ class EngineCore:
         """Account for `results`, of consecutive steps of one plan from `first` on."""
         plan, table = first.plan, self.table
         now = self._clock()
-        self._count(first, results, now)
+        self._counters.count(first, results, now, self.scheduler)
         for result in results:
             if result.broken:
                 self._fail_rows(plan, result.broken)
@@ -245,10 +239,10 @@ class EngineCore:
         if self.scheduler.drafts is not None:
             self.scheduler.drafts.computed(plan, first.index, results, live, computed)
         self._commit(slots, computed)
-        self._generated_tokens += int(kept.sum())
+        self._counters.generated_tokens += int(kept.sum())
         self._emit(plan, results[0], drew, tokens, kept, ended)
         self._requeue_preempted(slots)
-        self._host_s += self._clock() - now
+        self._counters.host_s += self._clock() - now
 
     def _extend(
         self, slots: np.ndarray, tokens: np.ndarray, steps: np.ndarray
@@ -285,7 +279,7 @@ class EngineCore:
         plan = step.plan
         accepted = plan.accepted(result.tokens)
         accepted[drew] = np.minimum(accepted[drew], kept - 1)
-        self._forced_tokens += int((kept - 1 - accepted[drew]).sum())
+        self._counters.forced_tokens += int((kept - 1 - accepted[drew]).sum())
         if plan.draft_counts is None:
             return plan.counts[live]
         if self.scheduler.drafts is not None:
@@ -293,24 +287,6 @@ class EngineCore:
         rejected = plan.draft_counts - accepted
         self.table.planned[plan.slots[live]] -= rejected[live]
         return np.asarray((plan.counts - rejected)[live])
-
-    def _count(self, first: InFlight, results: list[StepResult], now: float) -> None:
-        free_s = self._device_free_s
-        self._busy_s += now - max(first.launched_s, free_s)
-        self._device_free_s = self._last_step_s = now
-        # For the host, since requests are open; none if it was launched ahead, or let requests in.
-        waited_s = -1.0 if first.plan.admissions else first.launched_s - self._worked_until_s
-        self._work_s += now - self._worked_until_s
-        self._worked_until_s = now
-        self._steps += len(results)
-        drafts, has_drafts = self.scheduler.drafts, first.plan.draft_counts is not None
-        for step, result in enumerate(results, first.index):
-            self._device_s += result.device_s
-            counts = first.plan.counts_of(step)
-            if not has_drafts:
-                self.scheduler.budget.observe(counts, result.device_s)
-            if drafts is not None:
-                drafts.observe(int(counts.sum()), result.device_s, waited_s if waited_s > 0.0 else None)
 
     def _commit(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """The step's KV is written: count it, publish it. Preempted rows have given theirs back."""
@@ -374,8 +350,8 @@ class EngineCore:
 
     def _announce(self, request: Request) -> None:
         """The first token of a request: its prefill is done, so siblings can share it."""
-        self._prompt_tokens += request.prompt_len
-        self._cached_tokens += request.cached_tokens or 0
+        self._counters.prompt_tokens += request.prompt_len
+        self._counters.cached_tokens += request.cached_tokens or 0
         for sibling in self._siblings.pop((request.client, request.id), ()):
             self._enqueue(sibling)
 
@@ -394,7 +370,7 @@ class EngineCore:
         key = (request.client, request.id)
         if self._requests.pop(key, None) is None:
             return
-        self._finished += 1
+        self._counters.finished += 1
         if not (self._leave_siblings(request) or self._preparing.discard(request)):
             self.scheduler.release(request)
         for sibling in self._siblings.pop(key, ()):
@@ -491,45 +467,14 @@ class EngineCore:
         if waiting >= self._max_queue and (client, request.leader) not in self._requests:
             raise Overloaded(
                 f"max_queue: {waiting} requests are waiting already; retry later",
-                retry_after_s=self._retry_after(),
+                retry_after_s=self._counters.retry_after(self._max_queue),
             )
-
-    def _retry_after(self) -> float:
-        """Seconds until about a tenth of the queue has drained at the present rate, 1 … 60."""
-        if not self._finished or not self._busy_s:
-            return 1.0
-        per_request = self._busy_s / self._finished
-        return float(min(60.0, max(1.0, round(per_request * self._max_queue / 10))))
 
     # ------------------------------------------------------------------ state
 
     def progress(self) -> Progress:
-        stats = self.kv.stats()
-        drafts = DraftStats() if self.scheduler.drafts is None else self.scheduler.drafts.stats
-        return Progress(
-            steps=self._steps,
-            last_step_s=self._clock() - self._last_step_s,
-            running=len(self.scheduler.running),
-            waiting=len(self._requests) - len(self.scheduler.running),
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
-            preemptions=self.scheduler.preemptions,
-            finished=self._finished,
-            kv_blocks_total=stats.total,
-            kv_blocks_owned=stats.owned,
-            kv_blocks_reusable=stats.reusable,
-            busy_s=self._busy_s,
-            work_s=self._work_s,
-            device_s=self._device_s,
-            host_s=self._host_s,
-            draft_steps=drafts.steps,
-            draft_tokens=drafts.drafted,
-            accepted_tokens=tuple(drafts.accepted),
-            saved_s=drafts.saved_s,
-            draft_missing=drafts.missing,
-            forced_tokens=self._forced_tokens,
-        )
+        counters, scheduler = self._counters, self.scheduler
+        return counters.progress(self._clock(), scheduler, len(self._requests), self.kv.stats())
 
     def check_idle(self) -> None:
         """With nothing to do every slot, block and counter is back. Raises AssertionError."""

@@ -319,6 +319,10 @@ class Scheduler:
     # ------------------------------------------------------------------ leaving a slot
 
     @property
+    def draft_stats(self) -> DraftStats:
+        return DraftStats() if self.drafts is None else self.drafts.stats
+
+    @property
     def running(self) -> np.ndarray:
         """int32[R]: active slots, in no particular order."""
         if self._stale:
