@@ -27,11 +27,7 @@ SIZES: dict[str, Any] = {"block_size": 4, "max_context": 96, "kv_bytes": 2**22, 
 RANDOM = np.random.default_rng(7)
 PROMPTS = [RANDOM.integers(5, 250, count).tolist() for count in (3, 17, 40)] + [[200, 201, 202, 203] * 6]
 GREEDY: dict[str, Any] = {"temperature": 0.0}
-<<<<<<< HEAD
 SAMPLED: dict[str, Any] = {"temperature": 0.3, "top_p": 0.95, "frequency_penalty": 0.1}
-=======
-SAMPLED: dict[str, Any] = {"temperature": 0.3, "top_p": 0.95, "frequency_penalty": 0.1}  # nearly greedy
->>>>>>> eagle
 METHODS: dict[str, Callable[[TargetEnds], Any]] = {"dflash": Dflash, "eagle": Eagle, "mtp": Mtp}
 
 
