@@ -13,6 +13,7 @@ from tiny_models import VOCAB_SIZE, make_tiny
 from token_engine import Answer, TokenEngine, same_logprobs
 
 from penstock.decoding.drafting.drafter import Proposal
+from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 
 K = 5
@@ -35,6 +36,11 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
         "bad_words": ((71, 72), (90,)),
         "stop_token_ids": tuple(range(0, VOCAB_SIZE, 9)),
         "min_tokens": 6,
+    },
+    # Much of it is forced: such tokens are not drawn, whether a draft has them or not.
+    "grammar": {
+        "temperature": 0.8,
+        "grammar": GrammarSpec("regex", "(name: [a-z]{1,2}; value: [0-9]; ){3}[a-z]{90}"),
     },
     "log-probabilities": {
         "temperature": 0.8,
@@ -137,7 +143,33 @@ def test_tokens_are_the_same_whatever_length_is_accepted(
             accepted = _acceptance(engine)[1]
             assert all(accepted[:right]) and not any(accepted[right:])
             lengths.add(sum(map(bool, accepted)))
+            if "grammar" in fields:
+                assert engine.core.progress().forced_tokens > 0
     assert lengths == set(range(K + 1))
+
+
+def test_drafts_follow_tokens_that_a_grammar_forced(smollm2_path: Path) -> None:
+    """Red if a request with forced tokens still to compute gets no drafts, or if a draft changes how a forced
+    text is spelled."""
+    form = GrammarSpec("regex", "([a-z]{2} and then the quick brown foxes ){6}")
+    fields = {"temperature": 20.0, "grammar": form}
+    prompts = PROMPTS[:3]
+    sizes = {"max_context": 96, "kv_bytes": 2**24}
+    with TokenEngine(smollm2_path, async_depth=0, window=1, prefix_cache=False, **sizes) as engine:
+        plain = [engine.alone(prompt, _sampling(i, fields)) for i, prompt in enumerate(prompts)]
+        assert engine.core.progress().forced_tokens > 20
+    known = [(prompt, answer.tokens) for prompt, answer in zip(prompts, plain, strict=True)]
+    for right in (1, 2, 4, K):
+        with TokenEngine(
+            smollm2_path, speculation={"method": "ngram", "k": K, "adaptive": False}, **sizes
+        ) as engine:
+            drafter = KnowsTheAnswers(known, lambda call, place, right=right: place == right)
+            engine.core.scheduler.drafts._drafter = drafter  # type: ignore[union-attr]
+            for i, prompt in enumerate(prompts):
+                engine.submit(f"{i}", prompt, _sampling(i, fields))
+            engine.run()
+            _same([engine.answers[f"{i}"] for i in range(len(prompts))], plain)
+            assert sum(_acceptance(engine)[1]) > 0
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen3_moe", "gpt_oss"])
@@ -246,13 +278,14 @@ def test_self_drafts_are_those_of_the_model_cut_after_its_first_layers(
     assert checked > 5
 
 
-def test_a_drafter_without_room_sits_out(llama: Path) -> None:
-    """Red if a draft pool that is too small fails a request, or blocks others."""
+def test_a_drafter_without_room_sits_out_and_says_so(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Red if a draft pool that is too small fails a request, blocks others, or nobody hears of it."""
     plain = _plain(llama, {"temperature": 0.0})
     speculation = {"method": "draft", "model": str(llama), "weights": "float32", "kv_bytes": 1}
     with _engine(llama, speculation) as engine:
         _same(_all_at_once(engine, {"temperature": 0.0}), plain)
         assert _acceptance(engine)[0] < 40
+    assert caplog.text.count("no KV blocks left to draft") == 1
 
 
 def test_adaptive_lengths_give_the_same_tokens(llama: Path) -> None:

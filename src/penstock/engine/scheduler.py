@@ -34,7 +34,7 @@ class DraftSource(Protocol):
     stats: DraftStats
 
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
-        """int32[R]: drafts for each slot of `rows`; 0 unless it wants (`demand`) its last token only."""
+        """int32[R]: drafts for each slot of `rows`; 0 unless it wants (`demand`) all that is known of it."""
         ...
 
     def proposal(self, slot: int) -> np.ndarray:

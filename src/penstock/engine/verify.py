@@ -2,9 +2,9 @@
 
 A draft is right if it is what would have been drawn: position by position the target's own token is drawn,
 with all processors and the noise of (seed, position), and the next position counts as long as draft and
-token are the same. So a request's tokens are those that it has without drafts, sampled ones too; and for a
-draft that is a single token the probability of acceptance is that of rejection sampling
-(arXiv:2211.17192, arXiv:2302.01318).
+token are the same. What a grammar forces after a token is taken as it would be without drafts. So a request's
+tokens are those that it has without drafts, sampled ones too; and for a draft that is a single token the
+probability of acceptance is that of rejection sampling (arXiv:2211.17192, arXiv:2302.01318).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def verify(
     rows = np.arange(len(slots), dtype=np.int32)
     tokens: list[list[int]] = [[] for _ in rows]
     parts: dict[int, list[RowLogprobs]] = {}
-    step = 0
     while len(rows):
-        drawn, logprobs = draw(sampler, logits, places[rows] + step, slots[rows], positions[rows] + step)
+        steps = np.array([len(tokens[row]) for row in rows], np.int32)
+        drawn, logprobs = draw(sampler, logits, places[rows] + steps, slots[rows], positions[rows] + steps)
         for i, part in logprobs.items():
             parts.setdefault(int(rows[i]), []).append(part)
         goes_on = []
@@ -49,14 +49,13 @@ def verify(
             if token == BROKEN:
                 tokens[row] = [BROKEN]
                 continue
-            tokens[row].append(token)
-            if step < len(drafts[row]) and drafts[row][step] == token:
+            before = len(tokens[row])
+            # What a grammar forces is never drawn, whether a draft has it or not.
+            tokens[row] += [token, *sampler.take_forced(int(slots[row]))]
+            known = len(tokens[row])
+            if known <= len(drafts[row]) and drafts[row][before:known].tolist() == tokens[row][before:]:
                 goes_on.append(row)
         rows = np.array(goes_on, np.int32)
-        step += 1
-    for row, slot in enumerate(slots.tolist()):
-        if tokens[row][0] != BROKEN:
-            tokens[row].extend(sampler.take_forced(slot))
     return Drawn(_filled(tokens), {row: _joined(several) for row, several in parts.items()})
 
 

@@ -15,6 +15,7 @@ Source of the method: arXiv:2211.17192.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ from penstock.kv.resource import KVResource
 from penstock.models.forward import Model
 from penstock.models.lowered import LoweredModel
 from penstock.resource import Grant
+
+log = logging.getLogger("penstock.engine")
 
 # batch -> int32[R]: the likeliest token after each row's last
 NextTokens = Callable[[Batch], np.ndarray]
@@ -131,6 +134,7 @@ class ModelDrafter:
         self._blocks = blocks
         self._budget = token_budget
         self._requests: dict[int, _Request] = {}
+        self._told = False  # that there was no room
 
     def admit(self, slot: int, tokens: np.ndarray, tenant: str, prompt_len: int | None = None) -> None:
         self.release(slot)
@@ -153,6 +157,9 @@ class ModelDrafter:
             # The last draft is not computed: nothing is drafted after it.
             if count > 0 and self._blocks.reach(slot, known + count - 1):
                 wanted[slot] = count
+            elif count > 0 and not self._told:
+                self._told = True
+                log.warning("speculation: no KV blocks left to draft for all requests; some go without")
         drafts = self._draft(wanted) if wanted else {}
         return [
             Proposal(drafts[slot], [1.0] * len(drafts[slot]), 1) if slot in drafts else NOTHING

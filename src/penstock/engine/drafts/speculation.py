@@ -124,8 +124,12 @@ class Speculation:
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
-        ready = (demand == 1) & table.alone[rows] & (table.planned[rows] + 1 == table.known[rows])
-        wanted = np.flatnonzero(ready).tolist()
+        # A grammar may have forced tokens since the last step: then more than one is to be computed.
+        whole = (
+            (demand > 0) & (table.pending[rows] == 0) & (table.planned[rows] + demand == table.known[rows])
+        )
+        candidates = np.flatnonzero(whole & table.alone[rows]).tolist()
+        wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
         if not self._lengths.pays(len(rows), self._k, AT_BEST):
@@ -147,6 +151,9 @@ class Speculation:
                 self.stats.missing += self._drafter.missing(slot)
             self._tire(slot, count)
         return counts
+
+    def _has_answered(self, slot: int) -> bool:
+        return int(self._table.known[slot]) > self._of(slot).request.prompt_len
 
     def _proposals(self, slots: list[int], rooms: list[int]) -> list[Proposal]:
         for slot in slots:
