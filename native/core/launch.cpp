@@ -252,13 +252,13 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
   return !index_.empty();
 }
 
-// Tokens of the rows that need nothing of the host, into the request table and `output`. A plain row's token
-// depends on its logits and its place alone: those after a draft that turns out wrong are drawn for nothing.
+// Tokens of the rows that need nothing of the host, into the request table and `output`. Those after a draft that
+// turns out wrong are drawn for nothing, or not drawn.
 void StepQueue::draw(const Launch& launch, StepOutput& output) {
   const int n = int(rows_.size());
   drawn_.resize(size_t(n));
-  sampler_->sample(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
-                   positions_.data(), nullptr, n, drawn_.data());
+  sampler_->draw(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
+                 positions_.data(), drafts_.data(), n, drawn_.data());
   for (size_t i = 0; i < size_t(n);) {
     const int32_t row = rows_[i];
     bool follows = true;

@@ -3,7 +3,7 @@
 // A launch is one step of any rows, or a window: decode steps of one token a row, one after the other, the
 // drawn token of a step being the input of the next. Rows that drew a stop token are left out from then on.
 // Every step is published as it comes; `cut` ends a window after the step that runs. Rows that only the host
-// can draw (penalties, masks) are left to it: see `attended`.
+// can draw (grammars, thinking budgets) are left to it: see `attended`.
 //
 // Threads: one launches and waits, one runs (`next`, `run`, `write`, `admit`). A launch's plan is read by
 // both and written by none; a step's results are written before it is published and not after.
@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "core/executor.h"
-#include "core/sample.h"
+#include "core/sampler.h"
 
 namespace penstock {
 

@@ -253,6 +253,10 @@ class Sampler:
             raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
         return row
 
+    def known(self, slot: int) -> int:
+        """How many tokens the slot's request has, those included that were forced."""
+        return self.row(slot).known
+
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
@@ -306,9 +310,12 @@ class Sampler:
 
     def _record(self, slots: np.ndarray, rows: list[Row], tokens: np.ndarray) -> None:
         for slot, row, token in zip(slots.tolist(), rows, tokens.tolist(), strict=True):
-            row.record(token)
-            if self._masks is not None:
-                self._masks.record(slot, token)
+            self._record_one(slot, row, token)
+
+    def _record_one(self, slot: int, row: Row, token: int) -> None:
+        row.record(token)
+        if self._masks is not None:
+            self._masks.record(slot, token)
 
     def take_forced(self, slot: int) -> list[int]:
         """Tokens that must follow whatever the model says, recorded as if they had been drawn."""
@@ -323,8 +330,7 @@ class Sampler:
             if not forced:
                 break
             for token in forced:
-                row.record(token)
-                self._masks.record(slot, token)
+                self._record_one(slot, row, token)
             taken += forced
         return taken
 

@@ -225,6 +225,8 @@ class EngineCore:
         slots = plan.slots[live]
         table.in_flight[slots] -= steps[live]
         drew = live & plan.samples
+        if results[0].tokens.ndim == 2:
+            drew &= results[0].tokens[:, 0] >= 0  # not where the token was forced with the one before it
         drawn = plan.slots[drew]
         table.pending[drawn] -= steps[drew]
         if results[0].tokens.ndim == 1:
@@ -235,6 +237,8 @@ class EngineCore:
         else:
             tokens = results[0].tokens[drew]
             kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
+            # What a step in flight was to draw may be known by now.
+            table.pending[drawn] -= np.minimum(table.pending[drawn], kept - 1)
             computed = self._verified(first, results[0], live, drew, kept)
         if self.scheduler.drafts is not None:
             self.scheduler.drafts.computed(plan, first.index, results, live, computed)

@@ -125,10 +125,10 @@ class Speculation:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
         # A grammar may have forced tokens since the last step: then more than one is to be computed.
-        whole = (
-            (demand > 0) & (table.pending[rows] == 0) & (table.planned[rows] + demand == table.known[rows])
-        )
-        candidates = np.flatnonzero(whole & table.alone[rows]).tolist()
+        whole = (demand > 0) & (table.planned[rows] + demand == table.known[rows])
+        idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
+        idle = table.pending[rows] == 0
+        candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
@@ -179,7 +179,7 @@ class Speculation:
 
     def _decode_plainly(self, slot: int) -> None:
         drafted = self._of(slot)
-        self._table.alone[slot] = drafted.request.sampling.may_force
+        self._table.alone[slot] = False
         rest = drafted.rest if isinstance(self._drafter, BatchDrafter) else REHEARSED
         self._due[slot] = self._table.known[slot] + rest
 
