@@ -156,7 +156,8 @@ class EngineCore:
                 self.scheduler.policy.push(request)
             else:
                 self._fail(request, refusal)
-        if self.scheduler.policy.num_waiting:
+        drafts = self.scheduler.drafts
+        if self.scheduler.policy.num_waiting or (drafts is not None and drafts.takes_over()):
             self._cut()
         plan = None
         depth = self._depth_now()
