@@ -1,4 +1,4 @@
-"""The hot route: a body becomes a Call, the service's events become SSE or one JSON body.
+"""The hot route: a body becomes a Call, the service's events become a stream or one JSON body.
 
 The order, for every call: read the body → Call → open the service's stream → wait for its first event
 (so that an early error keeps its HTTP status) → answer. From the moment the body is read a watcher
@@ -29,20 +29,21 @@ from penstock.config import ServerSettings
 from penstock.errors import PenstockError
 from penstock.gateway.service import ModelService
 from penstock.observe.metrics import Metrics
-from penstock.wire import sse
 from penstock.wire.fold import Fold
 
 log = logging.getLogger("penstock.api")
 
-_SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 LAST_WORD_S = 1.0  # for the error frame of a stream that the server itself ends
 
 
 class Encoder(Protocol):
+    """What a codec makes of one answer. `media_type`: of its stream. `keep_alive`: what a stream may carry
+    while there is nothing to say, b"" if nothing may."""
+
+    media_type: bytes
+    keep_alive: bytes
+
     def feed(self, event: Event) -> bytes: ...
 
     def close(self) -> bytes: ...
@@ -117,12 +118,12 @@ class GenerateRoute:
             raise RuntimeError("the service ended a stream without any event")
         if batch and isinstance(batch[0], Failure):
             raise error_of(batch[0])
-        await client.start_stream()
+        await client.start_stream(encoder.media_type)
         over = False
         try:
             while batch is not None and not over:
                 over = isinstance(batch[-1], Done | Failure) if batch else False
-                await client.send_events(backlog, _frames(encoder, batch) if batch else sse.KEEP_ALIVE)
+                await client.send_events(backlog, _frames(encoder, batch) if batch else encoder.keep_alive)
                 if not over:
                     batch = await backlog.take(self._settings.keepalive_s)
             if not over:
@@ -167,8 +168,9 @@ class _Client:
     async def send_whole(self, body: bytes) -> None:
         await self._timed(send_bytes(self._send, 200, body))
 
-    async def start_stream(self) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
+    async def start_stream(self, media_type: bytes) -> None:
+        headers = [(b"content-type", media_type), *_UNBUFFERED]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send_events(self, backlog: Backlog, frames: bytes) -> None:
         if frames:

@@ -1,0 +1,13 @@
+"""Which API a request speaks, known from its path and headers before any route is."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+from penstock.wire.dialect import Dialect
+from penstock.wire.openai_dialect import OPENAI
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """The dialect of an ASGI scope's request; OpenAI's where nothing else is told."""
+    return OPENAI
