@@ -330,6 +330,11 @@ class Preparer:
             )
         if reading is None or not reading.tools:
             raise InvalidRequest(f"tool_choice: {choice!r} needs tools", param="tool_choice")
+        if call.sampling.min_tokens:
+            raise InvalidRequest(
+                f"min_tokens: tool_choice {choice!r} decides when the answer ends; leave min_tokens out",
+                param="min_tokens",
+            )
         return forced_calls(reading.form, reading.tools, choice, parallel, self._specials())
 
     def _specials(self) -> Specials:
