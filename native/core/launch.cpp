@@ -83,8 +83,9 @@ void Launch::fail(const std::string& message) {
 
 // ---------------------------------------------------------------- the queue
 
-StepQueue::StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory)
-    : executor_(executor), sampler_(sampler), memory_(std::move(memory)), slots_(size_t(memory_.slots)) {
+StepQueue::StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory, SyntheticAcceptance acceptance)
+    : executor_(executor), sampler_(sampler), memory_(std::move(memory)), acceptance_(std::move(acceptance)),
+      slots_(size_t(memory_.slots)) {
   require(sampler->slots() >= memory_.slots, "the sampler has fewer slots than the request table");
 }
 
@@ -102,6 +103,7 @@ void StepQueue::check(const LaunchPlan& plan) const {
     const int32_t drafted = plan.draft_counts.empty() ? 0 : plan.draft_counts[r];
     require(drafted >= 0 && drafted < plan.counts[r] && (drafted == 0 || plan.samples[r]),
             "a row with drafts but without the token before them");
+    require(!acceptance_.is_on() || size_t(drafted) <= acceptance_.chances.size(), "more drafts than have a chance");
     logits += plan.samples[r] ? 1 + drafted : 0;
     drafts += drafted;
   }
@@ -259,6 +261,7 @@ void StepQueue::draw(const Launch& launch, StepOutput& output) {
   drawn_.resize(size_t(n));
   sampler_->sample(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
                    positions_.data(), nullptr, n, drawn_.data());
+  if (acceptance_.is_on()) impose_acceptance();
   for (size_t i = 0; i < size_t(n);) {
     const int32_t row = rows_[i];
     bool follows = true;
@@ -269,6 +272,19 @@ void StepQueue::draw(const Launch& launch, StepOutput& output) {
     }
   }
   if (!output.logprob_rows.empty()) add_logprobs(output, launch);
+}
+
+// Drafts that count by chance become what was drawn, and the one behind them is none.
+void StepQueue::impose_acceptance() {
+  for (size_t first = 0, end; first < rows_.size(); first = end) {
+    for (end = first + 1; end < rows_.size() && rows_[end] == rows_[first];) ++end;
+    const uint64_t seed = sampler_->params(drawn_slots_[first]).seed;
+    const size_t count = size_t(acceptance_.accepted(seed, uint32_t(positions_[first]), int(end - first) - 1));
+    for (size_t i = first; i < first + count; ++i) {
+      if (drawn_[i] >= 0) drawn_[i] = drafts_[i];
+    }
+    drafts_[first + count] = kNotDrawn;
+  }
 }
 
 // Token i of those drawn is what its request goes on with. False if it ends there.

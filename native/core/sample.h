@@ -67,7 +67,8 @@ bool row_logprobs(const float* logits, int vocab, int32_t token, int k, float* c
                   Scratch& scratch);
 
 // A multiple of 2^-53 in [0, 1), as its 53 bits: Philox4x32-10 (Salmon et al., SC 2011) of (seed, position).
-uint64_t noise_bits(uint64_t seed, uint32_t position);
+// Uses of one position that must be independent of each other take different streams.
+uint64_t noise_bits(uint64_t seed, uint32_t position, uint32_t stream = 0);
 
 // What the slots of an engine sample with, and the threads' work space.
 class SamplerTable {

@@ -56,17 +56,19 @@ def verify(
             if known <= len(drafts[row]) and drafts[row][before:known].tolist() == tokens[row][before:]:
                 goes_on.append(row)
         rows = np.array(goes_on, np.int32)
-    return Drawn(_filled(tokens), {row: _joined(several) for row, several in parts.items()})
+    return Drawn(filled(tokens), {row: joined(several) for row, several in parts.items()})
 
 
-def _filled(tokens: list[list[int]]) -> np.ndarray:
+def filled(tokens: list[list[int]]) -> np.ndarray:
+    """int32[R, S] of R rows, filled up with -1."""
     table = np.full((len(tokens), max(map(len, tokens), default=1)), -1, np.int32)
     for row, several in enumerate(tokens):
         table[row, : len(several)] = several
     return table
 
 
-def _joined(parts: list[RowLogprobs]) -> RowLogprobs:
+def joined(parts: list[RowLogprobs]) -> RowLogprobs:
+    """Those of consecutive positions as one."""
     if len(parts) == 1:
         return parts[0]
     return RowLogprobs(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.config import FEATURE_METHODS, EngineSettings, SpeculationSettings
+from penstock.decoding.drafting.acceptance import SyntheticAcceptance
 from penstock.decoding.drafting.drafter import HostDrafter
 from penstock.errors import ConfigError, ModelRefused
 from penstock.kv.groups import LayerKV, plan_layout
@@ -28,6 +29,19 @@ def make_drafter(
     speculation = settings.speculation
     assert speculation is not None, "no drafter is named"
     match speculation.method:
+        case "self":
+            return _first_layers(speculation, model, pool, shape, kv)
+        case "draft":
+            return _draft_model(settings, speculation, model, shape)
+        case "dflash" | "eagle" | "mtp":
+            return _feature_drafter(speculation, model, shape)
+        case _:
+            return host_drafter(speculation, model.spec.vocab_size)
+
+
+def host_drafter(speculation: SpeculationSettings, vocab_size: int) -> HostDrafter:
+    """One that knows tokens only. ConfigError for a method that runs a model."""
+    match speculation.method:
         case "ngram":
             from penstock.decoding.drafting.ngram import NgramDrafter
 
@@ -36,12 +50,21 @@ def make_drafter(
             from penstock.decoding.drafting.suffix import SuffixDrafter
 
             return SuffixDrafter()
-        case "self":
-            return _first_layers(speculation, model, pool, shape, kv)
-        case "draft":
-            return _draft_model(settings, speculation, model, shape)
-        case "dflash" | "eagle" | "mtp":
-            return _feature_drafter(speculation, model, shape)
+        case "synthetic":
+            from penstock.decoding.drafting.synthetic import SyntheticDrafter
+
+            return SyntheticDrafter(vocab_size)
+        case method:
+            raise ConfigError(
+                f"speculation.method: {method} runs a model; here it is ngram, suffix or synthetic"
+            )
+
+
+def synthetic_acceptance(speculation: SpeculationSettings | None) -> SyntheticAcceptance | None:
+    """How drafts are accepted if not by what the model says; None if they are."""
+    if speculation is None or speculation.synthetic_acceptance is None:
+        return None
+    return SyntheticAcceptance(speculation.synthetic_acceptance, speculation.k)
 
 
 def captured_layers(speculation: SpeculationSettings | None, spec: DecoderSpec) -> tuple[int, ...]:
