@@ -20,6 +20,7 @@ S = TypeVar("S", bound=Struct)
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+Index = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -66,7 +67,11 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(description="bytes of the drafter's own KV or context; None: a quarter of the engine's KV"),
     ] = None
     layers: Annotated[
-        PositiveInt | None, Meta(description="of method self: layers that draft; None: a third of all")
+        PositiveInt | tuple[Index, ...] | None,
+        Meta(
+            description="of method self: layers that draft. A number: the first ones; a list: these, counted "
+            "from 0 (`penstock tune self-draft` finds the best); None: the first third"
+        ),
     ] = None
 
     synthetic_acceptance: Annotated[
@@ -80,6 +85,12 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         self._check_acceptance()
+        if self.layers is not None and self.method != "self":
+            raise ConfigError(f"speculation.layers: of method self; method {self.method} takes none")
+        if isinstance(self.layers, tuple) and list(self.layers) != sorted({*self.layers} or {-1}):
+            raise ConfigError(
+                f"speculation.layers: {list(self.layers)}; name one layer or more, ascending, each once"
+            )
         if (self.method in LOADED_METHODS) != (self.model is not None):
             raise ConfigError(
                 f"speculation.model: {self.model}; methods {', '.join(LOADED_METHODS)} need one, the others "

@@ -30,7 +30,7 @@ def make_drafter(
     assert speculation is not None, "no drafter is named"
     match speculation.method:
         case "self":
-            return _first_layers(speculation, model, pool, shape, kv)
+            return _own_layers(speculation, model, pool, shape, kv)
         case "draft":
             return _draft_model(settings, speculation, model, shape)
         case "dflash" | "eagle" | "mtp":
@@ -102,21 +102,19 @@ def _feature_drafter(
     return FeatureDrafter(network, pool, shape.prefix_cache)
 
 
-def _first_layers(
+def _own_layers(
     speculation: SpeculationSettings, model: Model | LoweredModel, pool: Any, shape: CoreShape, kv: KVResource
 ) -> HostDrafter:
-    from penstock.engine.drafts.model_drafter import ModelDrafter, SharedBlocks, greedy
-    from penstock.models.lowered import LoweredModel
+    from penstock.engine.drafts.model_drafter import ModelDrafter, SharedBlocks, greedy_with_layers
 
     total = len(model.spec.layers)
-    count = speculation.layers or max(1, total // 3)
-    if count >= total:
-        raise ConfigError(f"speculation.layers: {count} of the model's {total}; leave at least one out")
-    if isinstance(model, LoweredModel):
-        forward = greedy(model.first_layers(count, pool), pool)
-    else:
-        forward = greedy(model.first_layers(count), pool[:count])
-    return ModelDrafter("self", forward, SharedBlocks(kv), shape.token_budget)
+    layers = speculation.layers or max(1, total // 3)
+    kept = tuple(range(layers)) if isinstance(layers, int) else layers
+    if len(kept) >= total:
+        raise ConfigError(f"speculation.layers: {len(kept)} of the model's {total}; leave at least one out")
+    if kept[-1] >= total:
+        raise ConfigError(f"speculation.layers: {kept[-1]}; the model's are 0 to {total - 1}")
+    return ModelDrafter("self", greedy_with_layers(model, kept, pool), SharedBlocks(kv), shape.token_budget)
 
 
 def _draft_model(
