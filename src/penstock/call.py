@@ -148,11 +148,16 @@ class TokenLogprob(Struct, frozen=True):
 
 
 class SpeculationUsage(Struct, frozen=True):
-    """Steps that verified drafts, the drafts, and how many were right. Each step gave one token more."""
+    """Steps that verified drafts, the drafts, and how many were right. Each step gave one token more.
+
+    synthetic: they counted by chance (`SpeculationSettings.synthetic_acceptance`), and the answer is not the
+    model's.
+    """
 
     steps: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    synthetic: bool = False
 
     @property
     def mean_acceptance_length(self) -> float:

@@ -205,7 +205,7 @@ DRAFTERS: dict[str, Callable[[Setup], None]] = {
     "n-gram drafts": _drafts(method="ngram"),
     "suffix drafts": _drafts(method="suffix"),
     "draft model": _draft_model,
-    "self-drafting": _drafts(method="self"),
+    "self-drafting": _drafts(method="self", layers=[0, 2]),
     "DFlash": _draft_network("dflash"),
     "EAGLE": _draft_network("eagle"),
 }

@@ -86,6 +86,7 @@ def findings(settings: EngineSettings) -> Iterator[Finding]:
         ("backend", _backend),
         ("model store", _store),
         ("model", _model),
+        ("speculation", _speculation),
         ("sockets", _sockets),
     )
     for subject, check in checks:
@@ -223,6 +224,18 @@ def _plan(settings: EngineSettings, info: ModelInfo) -> Finding:
             "note", "memory plan", f"{text} of the declared {info.context:,}; raise kv_bytes for more"
         )
     return Finding("ok", "memory plan", text)
+
+
+def _speculation(settings: EngineSettings) -> Iterator[Finding]:
+    from penstock.engine.build import SYNTHETIC
+
+    speculation = settings.speculation
+    if speculation is None:
+        yield Finding("ok", "speculation", "off")
+    elif speculation.synthetic_acceptance is not None:
+        yield Finding("note", "speculation", f"{speculation.method}, {speculation.k} drafts; {SYNTHETIC}")
+    else:
+        yield Finding("ok", "speculation", f"{speculation.method}, up to {speculation.k} drafts")
 
 
 def _sockets(settings: EngineSettings) -> Iterator[Finding]:

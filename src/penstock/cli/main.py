@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import batch, bench, chat, doctor, engine, models, pull, quantize, run, serve
+from penstock.cli import batch, bench, chat, doctor, engine, models, pull, quantize, run, serve, tune
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("pull")(pull.pull)
 app.command("quantize")(quantize.quantize)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
+app.add_typer(tune.app, name="tune")
 app.command("doctor")(doctor.doctor)
 app.command("engine")(engine.engine)
 

@@ -12,7 +12,7 @@ import sys
 from msgspec import Struct
 
 from penstock.cli.flags import shown_default
-from penstock.config import EngineSettings, ServerSettings, describe
+from penstock.config import EngineSettings, ServerSettings, SpeculationSettings, describe
 
 _HEAD = """# Settings
 
@@ -27,6 +27,11 @@ _SECTIONS: tuple[tuple[str, str, type[Struct]], ...] = (
         "Engine",
         "`penstock serve`, `engine`, `run`, `chat`, `batch`, `bench offline`; keyword arguments of `LLM`.",
         EngineSettings,
+    ),
+    (
+        "Speculation",
+        'The keys of `speculation`, an object: `--speculation \'{"method": "suffix"}\'`. A method is given.',
+        SpeculationSettings,
     ),
     ("Server", "`penstock serve`.", ServerSettings),
 )

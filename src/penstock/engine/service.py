@@ -203,7 +203,8 @@ class EngineService:
         return await loop.run_in_executor(self._threads, preparer.prepare, call, key)
 
     def _submit(self, call: Call, prompts: list[Prompt], preparer: Preparer, arrived_s: float) -> OpenCall:
-        opened = OpenCall(call, prompts, preparer.tokenizer, self._transport.abort, arrived_s)
+        synthetic = self.ready is not None and self.ready.synthetic_acceptance
+        opened = OpenCall(call, prompts, preparer.tokenizer, self._transport.abort, arrived_s, synthetic)
         for name in opened.request_ids:
             self._open[name] = opened
         try:

@@ -294,13 +294,15 @@ class CompletionDetails(Struct):
 
 
 class SpeculationBody(Struct):
-    """A field of ours. `num_steps`: steps that verified drafts."""
+    """A field of ours. `num_steps`: steps that verified drafts. `synthetic`: drafts counted by chance, the
+    answer is not the model's."""
 
     num_steps: int
     num_draft_tokens: int
     num_accepted_tokens: int
     mean_acceptance_length: float
     draft_acceptance_rate: float
+    synthetic: bool
 
 
 class UsageBody(Struct):
@@ -329,6 +331,7 @@ def usage_body(usage: Usage) -> UsageBody:
             accepted,
             found.mean_acceptance_length,
             accepted / drafted if drafted else 0.0,
+            found.synthetic,
         )
         if found
         else UNSET,

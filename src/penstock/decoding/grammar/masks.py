@@ -182,7 +182,7 @@ class GrammarMasks:
         matcher, loops = self._matchers[slot], self._loops[slot]
         assert matcher is not None and loops is not None and self._guard is not None
         loops.plan(matcher)
-        if loops.is_binding:
+        if loops.is_binding or self._gates[slot] is not None:
             return None
         for token in candidates:
             if token in self._guard.ends:
