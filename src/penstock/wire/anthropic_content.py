@@ -350,7 +350,7 @@ def write_messages(
         path = f"messages[{i}]"
         if message.role in ("system", "developer"):
             texts = [_text(part, path) for part in message.parts]
-            if i == 0:
+            if i == 0 and len(messages) > 1:  # a conversation of nothing else is no conversation there
                 system = texts
             else:
                 written.append(InputMessage("system", list(texts)))

@@ -60,6 +60,7 @@ class MessageBody(Struct):
     stop_reason: str | None
     stop_sequence: str | None
     usage: UsageBody
+    stop_details: None = None
     type: str = "message"
     role: str = "assistant"
 
@@ -195,7 +196,7 @@ class Encoder:
         reason, sequence = self._stop_reason(finish, self._calls > 0, done.usage)
         delta = {
             "type": "message_delta",
-            "delta": {"stop_reason": reason, "stop_sequence": sequence},
+            "delta": {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None},
             "usage": usage_body(done.usage),
         }
         return frames + _frame(delta) + _frame({"type": "message_stop"})
