@@ -47,8 +47,12 @@ class ToolResultPart(Struct, frozen=True, tag="tool_result"):
 
 
 class ReasoningPart(Struct, frozen=True, tag="reasoning"):
+    """`signature` is set where somebody else wrote this: only they can check it. `redacted`: the text is
+    theirs too, encrypted in the signature."""
+
     text: str
     signature: str | None = None
+    redacted: bool = False
 
 
 Part = TextPart | ImagePart | ToolCallPart | ToolResultPart | ReasoningPart
@@ -93,6 +97,7 @@ class CachePolicy(Struct, frozen=True):
     store: bool = True
     salt: str = ""  # calls with different salts never share a block
     key: str | None = None  # affinity hint, not isolation
+    ttl_s: int | None = None  # how long the prompt is worth keeping, a hint; None: as long as there is room
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -109,6 +114,8 @@ class Call(Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str | None = None  # "none", "auto", "required" or a tool's name as "tool:NAME"
     parallel_tool_calls: bool | None = None
+    continue_final: bool = False  # the last message, an assistant's, is how the answer begins
+    fit_context: bool = False  # max_tokens beyond the context's end is cut there, not refused
     response_format: ResponseFormat | None = None
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     stream: bool = False
@@ -198,9 +205,13 @@ class TextDelta(Struct, frozen=True, tag="text"):
 
 
 class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    """`signature` and `redacted` as in ReasoningPart; with a signature a section of reasoning ends."""
+
     index: int
     text: str
     token_ids: tuple[int, ...] = ()
+    signature: str | None = None
+    redacted: bool = False
 
 
 class ToolCallDelta(Struct, frozen=True, tag="tool_call"):

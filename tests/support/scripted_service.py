@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from penstock.call import (
     Call,
@@ -212,6 +213,7 @@ class ScriptedService:
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]:
         tokens = [token_of(word) for message in messages for word in words_of(message.text)]
         return [*tokens, *([2] if add_generation_prompt else [])]

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from penstock.api.affinity import affinity_key
 from penstock.api.body import read_body
 from penstock.api.coalesce import Backlog
 from penstock.api.errors import ClientGone, MethodNotAllowed, SlowReader, error_of, failure_of, send_bytes
@@ -72,7 +73,7 @@ class GenerateRoute:
         body = await read_body(receive)
         if body is None:
             raise ClientGone
-        call = self._call(body, exchange)
+        call = self._call(body, scope)
         del body  # not kept while the answer runs
         encoder: Encoder = self._codec.Encoder(call, exchange.call_id, int(time.time()), call.model)
         meter = _Meter(self._metrics, call.model, exchange)
@@ -95,9 +96,12 @@ class GenerateRoute:
             finally:
                 watcher.cancel()
 
-    def _call(self, body: bytes, exchange: Exchange) -> Call:
+    def _call(self, body: bytes, scope: Scope) -> Call:
+        exchange = exchange_of(scope)
         call: Call = self._codec.read_request(body)
         exchange.model = call.model
+        if call.cache.key is None and (key := affinity_key(scope)) is not None:
+            call = msgspec.structs.replace(call, cache=msgspec.structs.replace(call.cache, key=key))
         tenant = exchange.identity.tenant
         return msgspec.structs.replace(call, tenant=tenant) if tenant else call
 

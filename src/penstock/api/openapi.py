@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import tokens
+from penstock.api import anthropic, tokens
 from penstock.gateway.service import Health
-from penstock.wire import openai_chat, openai_completions
+from penstock.wire import anthropic_messages, openai_chat, openai_completions
+from penstock.wire.anthropic_dialect import ErrorEnvelope
+from penstock.wire.anthropic_stream import MessageBody
 from penstock.wire.openai_common import MAX_INT, ErrorBody
 
 Json = dict[str, Any]
@@ -54,6 +56,13 @@ def document(models: list[str], secured: bool) -> Json:
         VersionBody,
         Health,
         ErrorBody,
+        anthropic_messages.MessagesRequest,
+        anthropic_messages.CountRequest,
+        MessageBody,
+        anthropic.TokenCount,
+        anthropic.AnthropicModel,
+        anthropic.AnthropicModelList,
+        ErrorEnvelope,
     ]
     _, schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
     _amend(schemas, models)
@@ -62,7 +71,7 @@ def document(models: list[str], secured: bool) -> Json:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     paths = _paths()
     for path, operations in paths.items():
-        open_to_all = not secured or path in ("/health", "/ready")
+        open_to_all = not secured or path in ("/", "/health", "/ready")
         for operation in operations.values():
             operation["security"] = [] if open_to_all else [{"key": []}]
     return {
@@ -70,7 +79,7 @@ def document(models: list[str], secured: bool) -> Json:
         "info": {
             "title": "Penstock",
             "version": __version__,
-            "description": "LLM inference over the OpenAI formats. Unknown fields in bodies are ignored.",
+            "description": "LLM inference over the OpenAI and Anthropic formats. Unknown fields in bodies are ignored.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -82,11 +91,12 @@ def _paths() -> Json:
     return {
         openai_chat.PATH: {"post": _generate("createChatCompletion", "ChatRequest", "ChatCompletion")},
         openai_completions.PATH: {"post": _generate("createCompletion", "CompletionRequest", "Completion")},
+        **_anthropic_paths(),
         "/tokenize": {"post": _post("tokenize", "TokenizeRequest", "TokenizeAnswer")},
         "/detokenize": {"post": _post("detokenize", "DetokenizeRequest", "DetokenizeAnswer")},
-        "/v1/models": {"get": _get("listModels", _json_content("ModelList"))},
+        "/v1/models": {"get": _get("listModels", _either("ModelList", "AnthropicModelList"))},
         "/v1/models/{model}": {
-            "get": _get("getModel", _json_content("ModelBody"), "404")
+            "get": _get("getModel", _either("ModelBody", "AnthropicModel"), "404")
             | {
                 "parameters": [
                     {
@@ -107,17 +117,36 @@ def _paths() -> Json:
     }
 
 
-def _post(name: str, request: str, answer: str) -> Json:
+def _anthropic_paths() -> Json:
+    messages, count = anthropic_messages.PATH, anthropic_messages.COUNT_PATH
+    errors = {"prefix": "AnthropicError"}
+    created = _generate("createMessage", "MessagesRequest", "MessageBody", **errors)
+    created["responses"]["200"]["description"] = "one JSON body; with `stream: true` named events"
+    return {
+        messages: {"post": created},
+        count: {"post": _post("countMessageTokens", "CountRequest", "TokenCount", **errors)},
+        "/": {
+            "head": {
+                "operationId": "reach",
+                "responses": {"200": {"description": "the server is there"}}
+                | _error_refs(("400", "403", "431")),
+            }
+        },
+    }
+
+
+def _post(name: str, request: str, answer: str, prefix: str = "Error") -> Json:
+    """prefix: of the names of its error responses."""
     return {
         "operationId": name,
         "requestBody": {"required": True, "content": _json_content(request)},
         "responses": {"200": {"description": "the answer", "content": _json_content(answer)}}
-        | _error_refs(tuple(_ERRORS)),
+        | _error_refs(tuple(_ERRORS), prefix),
     }
 
 
-def _generate(name: str, request: str, answer: str) -> Json:
-    operation = _post(name, request, answer)
+def _generate(name: str, request: str, answer: str, prefix: str = "Error") -> Json:
+    operation = _post(name, request, answer, prefix)
     answered = operation["responses"]["200"]
     answered["description"] = "one JSON body; with `stream: true` chunks in `data:` events, then `[DONE]`"
     answered["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no schema for the events of a stream
@@ -146,14 +175,25 @@ def _json_content(schema: str) -> Json:
     return {"application/json": {"schema": {"$ref": _REF.format(name=schema)}}}
 
 
-def _error_refs(statuses: tuple[str, ...]) -> Json:
-    return {status: {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)}
+def _either(schema: str, anthropic_schema: str) -> Json:
+    """The second with an `anthropic-version` header."""
+    schemas = [{"$ref": _REF.format(name=name)} for name in (schema, anthropic_schema)]
+    return {"application/json": {"schema": {"anyOf": schemas}}}
+
+
+def _error_refs(statuses: tuple[str, ...], prefix: str = "Error") -> Json:
+    """In Anthropic's API the lack of capacity is 529."""
+    if prefix != "Error":
+        statuses = (*(status for status in statuses if status not in ("429", "503")), "529")
+    return {status: {"$ref": f"#/components/responses/{prefix}{status}"} for status in sorted(statuses)}
 
 
 def _error_responses() -> Json:
+    texts = _ERRORS | {"529": "the queue is full or no engine is there; Retry-After says when to come back"}
     return {
-        f"Error{status}": {"description": text, "content": _json_content("ErrorBody")}
-        for status, text in _ERRORS.items()
+        f"{prefix}{status}": {"description": text, "content": _json_content(body)}
+        for prefix, body in (("Error", "ErrorBody"), ("AnthropicError", "ErrorEnvelope"))
+        for status, text in texts.items()
     }
 
 
@@ -165,6 +205,9 @@ def _amend(schemas: Json, models: list[str]) -> None:
         for choice in properties["logit_bias"]["anyOf"]:
             if choice.get("type") == "object":
                 choice["propertyNames"] = {"pattern": "^(0|[1-9][0-9]{0,8})$"}
+    aliases = [anthropic_messages.ALIAS + model for model in models]
+    for name in ("MessagesRequest", "CountRequest"):
+        schemas[name]["properties"]["model"] = {"type": "string", "enum": [*models, *aliases]}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     token = {"type": "integer", "minimum": 0, "maximum": MAX_INT}

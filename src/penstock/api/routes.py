@@ -15,6 +15,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
+from penstock.api import anthropic
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
@@ -23,7 +24,8 @@ from penstock.config import ServerSettings
 from penstock.errors import NotFound
 from penstock.gateway.service import Health, ModelCard, ModelService
 from penstock.observe.metrics import Metrics
-from penstock.wire import openai_chat, openai_completions
+from penstock.wire import anthropic_messages, openai_chat, openai_completions
+from penstock.wire.anthropic_dialect import ANTHROPIC
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -32,7 +34,7 @@ class Routes:
     """The innermost app. `hot` maps a path to a raw ASGI endpoint that checks its method itself."""
 
     def __init__(self, service: ModelService, settings: ServerSettings, metrics: Metrics) -> None:
-        codecs = (openai_chat, openai_completions)
+        codecs = (openai_chat, openai_completions, anthropic_messages)
         hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
         self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
         rest = _rest(service, settings, metrics)
@@ -56,10 +58,18 @@ def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> 
     tokens = TokenRoutes(service)
 
     async def models(request: Request) -> Response:
+        if exchange_of(request.scope).dialect is ANTHROPIC:
+            return _json(anthropic.model_list(service, request.query_params))
         return _json(ModelList([_model_body(card) for card in service.models()]))
 
     async def model(request: Request) -> Response:
-        return _json(_model_body(find_model(service, request.path_params["model"])))
+        name = request.path_params["model"]
+        if exchange_of(request.scope).dialect is ANTHROPIC:
+            return _json(anthropic.one_model(service, name))
+        return _json(_model_body(find_model(service, name)))
+
+    async def root(request: Request) -> Response:
+        return Response()  # agents ask for it to see whether the server is there
 
     async def health(request: Request) -> Response:
         state = service.health()
@@ -92,6 +102,8 @@ def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> 
         _get("/metrics", exposition),
         _get("/version", version),
         _get("/openapi.json", openapi),
+        Route("/", root, methods=["HEAD"]),
+        _post(anthropic_messages.COUNT_PATH, anthropic.CountTokens(service)),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
     ]

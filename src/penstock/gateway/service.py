@@ -8,7 +8,7 @@ event ends the stream.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
 
@@ -41,6 +41,7 @@ class ModelService(Protocol):
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]: ...
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...
