@@ -1,11 +1,12 @@
 """Codec of OpenAI responses: `POST /v1/responses` (also Open Responses, and what Codex sends).
 
-Serving side: `read_request`, `Encoder` (`openai_responses_stream`). Upstream side: `write_request`, `Decoder`
-(`openai_responses_decoder`). Items are in `openai_responses_items`, tools in `openai_responses_tools`.
+Serving side: `read_request`, `Encoder` (`openai_responses_stream`). Upstream side: `write_request`,
+`Decoder` (`openai_responses_decoder`). Items are in `openai_responses_items`, tools in
+`openai_responses_tools`.
 
-`instructions` are the first message, and stay in `Call.extra` for the answer that repeats them. Turns that the
-server keeps are named by `Call.session`; a request that is written for an upstream holds all turns and asks it
-to store nothing.
+`instructions` are the first message, and stay in `Call.extra` for the answer that repeats them. Turns that
+the server keeps are named by `Call.session`; a request that is written for an upstream holds all turns and
+asks it to store nothing.
 
 Hints that may be ignored and are kept in `Call.extra`: service_tier, safety_identifier, client_metadata,
 max_tool_calls (of built-in tools), text.verbosity, prompt_cache_options, prompt_cache_retention,
@@ -14,6 +15,7 @@ context_management, tools that this server would have to run (see `openai_respon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -104,12 +106,15 @@ _REFUSED = {
 _HARMLESS: dict[str, tuple[Any, ...]] = {"background": (False,)}
 
 
-def read_request(body: bytes) -> Call:
-    """The Call in a request body. Raises InvalidRequest naming the field, the value and the limit."""
+def read_request(body: bytes, *, store: bool = True, more: Sequence[Json] = ()) -> Call:
+    """The Call in a request body. Raises InvalidRequest naming the field, the value and the limit.
+
+    store: whether the answer may be stored; more: items that are put behind those of the request.
+    """
     request, extra = decode_request(body, _decoder, _KNOWN)
     refuse(extra, _REFUSED, _HARMLESS)
     extra.pop("background", None)
-    items = _input_items(request)
+    items = [*_input_items(request), *more]
     tools, choice = _tools(request, items, extra)
     reasoning = request.reasoning or Reasoning()
     budget, template_args = read_thinking(
@@ -126,7 +131,7 @@ def read_request(body: bytes) -> Call:
         thinking_budget=budget,
     )
     _keep(request, extra)
-    session = _session(request, items)
+    session = _session(request, items, store and request.store is not False)
     call = Call(
         kind="chat",
         sampling=sampling,
@@ -197,7 +202,7 @@ def _keep(request: ResponsesRequest, extra: Json) -> None:
             extra["reasoning"] = {"summary": summary}
 
 
-def _session(request: ResponsesRequest, items: list[Json]) -> Session | None:
+def _session(request: ResponsesRequest, items: list[Json], store: bool) -> Session | None:
     conversation = request.conversation
     if isinstance(conversation, ConversationRef):
         conversation = conversation.id
@@ -210,7 +215,7 @@ def _session(request: ResponsesRequest, items: list[Json]) -> Session | None:
         items=tuple(items),
         previous_response_id=request.previous_response_id,
         conversation=conversation,
-        store=request.store is not False,
+        store=store,
     )
     return session if session.store or _needs_turns(session) else None
 

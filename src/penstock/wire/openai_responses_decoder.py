@@ -1,8 +1,8 @@
 """The upstream side of the Responses format: SSE bytes → Events.
 
-Invariants: any split of the bytes gives the same events; the last event is Done or Failure, exactly once; after
-it everything else is ignored. A stream without a terminal event ends in a Failure: a cut answer never passes for
-a whole one.
+Invariants: any split of the bytes gives the same events; the last event is Done or Failure, exactly once;
+after it everything else is ignored. A stream without a terminal event ends in a Failure: a cut answer never
+passes for a whole one.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Items of the Responses format ⇄ Message: what stands in `input`, in `output` and in stored turns.
 
-Neighbouring reasoning, assistant text and calls are one assistant message, in that order: chat templates know
-nothing smaller. What the format can't say: a sender's name, an error flag on a tool result, image bytes without
-a media type.
+Neighbouring reasoning, assistant text and calls are one assistant message, in that order: chat templates
+know nothing smaller. What the format can't say: a sender's name, an error flag on a tool result, image
+bytes without a media type.
 
 `encrypted_content` of ours holds the text itself, encoded, not encrypted: nothing in it is secret from the
-caller, who got it before. Clients that store nothing send it back in place of the text. That of another server
-can't be read: it stays the signature of its reasoning.
+caller, who got it before. Clients that store nothing send it back in place of the text. That of another
+server can't be read: it stays the signature of its reasoning.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Events of one answer → the Responses format's stream, or its whole body.
 
-Invariants: `sequence_number` counts from 0 without a gap; an item's id, index and content in the stream are those
-of the final object, since one class (`Output`) makes both; an item ends before the next begins; each delta belongs
-to a part that was added and is not done. The stream ends in `response.completed`, `response.incomplete` or
-`response.failed`, the last followed by `error`, which SDKs raise; then `[DONE]`.
+Invariants: `sequence_number` counts from 0 without a gap; an item's id, index and content in the stream are
+those of the final object, since one class (`Output`) makes both; an item ends before the next begins; each
+delta belongs to a part that was added and is not done. The stream ends in `response.completed`,
+`response.incomplete` or `response.failed`, the last followed by `error`, which SDKs raise; then `[DONE]`.
 
-Reasoning is `reasoning_text`. Where the caller asked for a summary it is the summary: nothing here makes a shorter
-one, and clients that ask show nothing else.
+Reasoning is `reasoning_text`. Where the caller asked for a summary it is the summary: nothing here makes a
+shorter one, and clients that ask show nothing else.
 """
 
 from __future__ import annotations
@@ -97,6 +97,13 @@ class Encoder:
                     output.add(ToolCallDelta(choice.index, run.call_index, call.id, call.name, text))
         output.end(finish)
         return encode_body(self._final(output, finish, fold.usage, fold.timings))
+
+    def cancelled(self) -> bytes:
+        """The object of an answer that is ended before its end."""
+        self._output.end(None)
+        body = self._object()
+        body.status, body.output = "cancelled", self._output.items
+        return encode_body(body)
 
     def _new_output(self) -> Output:
         extra = self._call.extra

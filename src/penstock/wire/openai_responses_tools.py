@@ -1,12 +1,12 @@
 """Tools of the Responses format ⇄ ToolSpec.
 
-Functions and custom (freeform) tools may stand alone or in a namespace. For a model all of them are functions:
-a custom tool has one argument, `input`; a tool of a namespace is called NAMESPACE__NAME. A regex format becomes
-the pattern of `input`, a Lark one is told in the description: a JSON schema can't hold it.
+Functions and custom (freeform) tools may stand alone or in a namespace. For a model all of them are
+functions: a custom tool has one argument, `input`; a tool of a namespace is called NAMESPACE__NAME. A regex
+format becomes the pattern of `input`, a Lark one is told in the description: a JSON schema can't hold it.
 
-Tools that the server itself would have to run (web search and the like) are declared by clients by default. They
-are not offered to the model, and refused only where a choice demands one or where leaving them out would answer
-another question than was asked.
+Tools that the server itself would have to run (web search and the like) are declared by clients by default.
+They are not offered to the model, and refused only where a choice demands one or where leaving them out
+would answer another question than was asked.
 """
 
 from __future__ import annotations
