@@ -33,6 +33,8 @@ _TERMINAL = ("response.completed", "response.incomplete")
 _TEXT = ("response.output_text.delta", "response.refusal.delta")
 _REASONING = ("response.reasoning_text.delta", "response.reasoning_summary_text.delta")
 _ARGUMENTS = ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta")
+# What reading an event of another shape raises.
+_BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError, AttributeError)
 
 
 class Decoder:
@@ -66,8 +68,8 @@ class Decoder:
         if payload == b"[DONE]":
             return self.close()
         try:
-            return self._event(msgspec.json.decode(payload))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+            return self._event(msgspec.json.decode(payload, type=dict[str, Any]))
+        except _BROKEN as error:
             return [self._fail(f"the upstream sent an event that is not of this format: {error!r}")]
 
     def _event(self, event: dict[str, Any]) -> list[Event]:

@@ -133,12 +133,12 @@ class Encoder:
         return self._frame(f"response.{body.status}", {"response": body})
 
     def _failed(self, failure: Failure) -> bytes:
-        self._output.end(None)
+        closing = self._frames(self._output.end(None))
         body = self._object()
         body.status, body.output, body.error = "failed", self._output.items, error_body(failure)
         detail = {"message": body.error.message, "code": body.error.code, "param": failure.param}
         error = detail | {"error": detail | {"type": failure.kind}}
-        return self._frame("response.failed", {"response": body}) + self._frame("error", error)
+        return closing + self._frame("response.failed", {"response": body}) + self._frame("error", error)
 
     def _start(self) -> bytes:
         self._started = True
