@@ -71,11 +71,30 @@ class Message(Struct, frozen=True):
         return "".join(p.text for p in self.parts if isinstance(p, TextPart))
 
 
+class CustomFormat(Struct, frozen=True):
+    """What the input of a custom tool looks like: any text, or text of a grammar."""
+
+    syntax: Literal["text", "lark", "regex"] = "text"
+    definition: str = ""
+
+
+class ToolNamespace(Struct, frozen=True):
+    """A group of tools, as the Responses API has them for MCP servers."""
+
+    name: str
+    description: str = ""
+
+
 class ToolSpec(Struct, frozen=True):
+    """`name` is what the model writes, a namespace's prefix included. A tool with `custom` takes plain text:
+    the model writes it as the one argument `input`, which `parameters` describes."""
+
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
+    custom: CustomFormat | None = None
+    namespace: ToolNamespace | None = None
 
 
 class ResponseFormat(Struct, frozen=True):
@@ -98,6 +117,19 @@ class CachePolicy(Struct, frozen=True):
     salt: str = ""  # calls with different salts never share a block
     key: str | None = None  # affinity hint, not isolation
     ttl_s: int | None = None  # how long the prompt is worth keeping, a hint; None: as long as there is room
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """Stored turns that a call goes on from, and whether it becomes one.
+
+    `items` are the call's own input as the Responses format writes it, which is how turns are stored.
+    `messages` of the call hold them alone until `penstock.gateway.sessions` has put the turns before them.
+    """
+
+    items: tuple[dict[str, Any], ...] = ()
+    previous_response_id: str | None = None
+    conversation: str | None = None
+    store: bool = True
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -128,6 +160,7 @@ class Call(Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # seconds from arrival
     user: str | None = None
     metadata: dict[str, str] = {}
+    session: Session | None = None  # None: the call stands alone and is not stored
     extra: dict[str, Any] = {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from support.scripted_service import ScriptedService
 class Running:
     url: str
     app: App
-    service: ScriptedService
+    service: Any
     stop: asyncio.Event
     task: asyncio.Task[None]
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -90,13 +91,14 @@ Serve = Callable[..., Awaitable[Running]]
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """`await serve(api_key=…)` starts a server; at the end none has a call or a task left."""
+async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
+    """`await serve(service, api_key=…)` starts a server; at the end none has a call or a task left."""
     running: list[Running] = []
 
-    async def start(**settings: Any) -> Running:
-        service = ScriptedService()
-        config = ServerSettings(**({"port": 0, "drain_s": 0} | settings))
+    async def start(service: Any = None, **settings: Any) -> Running:
+        service = service or ScriptedService()
+        fixed = {"port": 0, "drain_s": 0, "database_url": f"sqlite:///{tmp_path}/turns.db"}
+        config = ServerSettings(**(fixed | settings))
         app = create_app(service, config)
         stop = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -109,7 +109,7 @@ class ScriptedService:
     async def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]:
         if call.model not in {card.id for card in self.models()}:
             raise NotFound(f"model: {call.model!r} is not served here", param="model", code="model_not_found")
-        check_supported(call)  # it stands for the local engine
+        self.check(call)
         self.calls.append(call)
         await self._count("open")
         await self._count("started")
@@ -124,6 +124,10 @@ class ScriptedService:
         finally:
             # Under its own task: this one may be being cancelled.
             asyncio.get_running_loop().create_task(self._count("open", -1))
+
+    def check(self, call: Call) -> None:
+        """It stands for the local engine."""
+        check_supported(call)
 
     async def _answer(self, call: Call) -> AsyncIterator[Event]:
         text = call.messages[-1].text if call.kind == "chat" else ""

@@ -33,6 +33,11 @@ class App:
             raise NotImplementedError(f"{scope['type']}: only HTTP is served")
         await self._app(scope, receive, send)
 
+    async def close(self) -> None:
+        """End the service, then the store that its answers go to."""
+        await self.service.close()
+        await self.routes.turns.close()
+
 
 def create_app(service: ModelService, settings: ServerSettings, *, metrics: Metrics | None = None) -> App:
     """The whole HTTP side over one service.
@@ -66,7 +71,7 @@ def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:
         partial(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

@@ -11,9 +11,16 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import anthropic, tokens
+from penstock.api import anthropic, conversations, responses, tokens
 from penstock.gateway.service import Health
-from penstock.wire import anthropic_messages, openai_chat, openai_completions
+from penstock.wire import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    openai_responses_body,
+    openai_responses_compact,
+)
 from penstock.wire.anthropic_dialect import ErrorEnvelope
 from penstock.wire.anthropic_stream import MessageBody
 from penstock.wire.openai_common import MAX_INT, ErrorBody
@@ -47,6 +54,17 @@ def document(models: list[str], secured: bool) -> Json:
         openai_chat.ChatCompletion,
         openai_completions.CompletionRequest,
         openai_completions.Completion,
+        openai_responses.ResponsesRequest,
+        openai_responses_body.ResponseBody,
+        openai_responses_compact.CompactedResponse,
+        responses.DeletedResponse,
+        responses.InputTokens,
+        responses.ItemList,
+        conversations.NewConversation,
+        conversations.ConversationUpdate,
+        conversations.NewItems,
+        conversations.ConversationBody,
+        conversations.DeletedConversation,
         tokens.TokenizeRequest,
         tokens.TokenizeAnswer,
         tokens.DetokenizeRequest,
@@ -72,14 +90,15 @@ def document(models: list[str], secured: bool) -> Json:
     paths = _paths()
     for path, operations in paths.items():
         open_to_all = not secured or path in ("/", "/health", "/ready")
-        for operation in operations.values():
-            operation["security"] = [] if open_to_all else [{"key": []}]
+        for method in operations.keys() - {"parameters"}:
+            operations[method]["security"] = [] if open_to_all else [{"key": []}]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Penstock",
             "version": __version__,
-            "description": "LLM inference over the OpenAI and Anthropic formats. Unknown fields in bodies are ignored.",
+            "description": "LLM inference over the OpenAI and Anthropic formats. "
+            "Unknown fields in bodies are ignored.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -92,22 +111,14 @@ def _paths() -> Json:
         openai_chat.PATH: {"post": _generate("createChatCompletion", "ChatRequest", "ChatCompletion")},
         openai_completions.PATH: {"post": _generate("createCompletion", "CompletionRequest", "Completion")},
         **_anthropic_paths(),
+        **response_paths(),
+        **conversation_paths(),
         "/tokenize": {"post": _post("tokenize", "TokenizeRequest", "TokenizeAnswer")},
         "/detokenize": {"post": _post("detokenize", "DetokenizeRequest", "DetokenizeAnswer")},
         "/v1/models": {"get": _get("listModels", _either("ModelList", "AnthropicModelList"))},
         "/v1/models/{model}": {
             "get": _get("getModel", _either("ModelBody", "AnthropicModel"), "404")
-            | {
-                "parameters": [
-                    {
-                        "name": "model",
-                        "in": "path",
-                        "required": True,
-                        "description": "may contain slashes",
-                        "schema": {"type": "string", "minLength": 1},
-                    }
-                ]
-            }
+            | {"parameters": [_in_path("model", "may contain slashes")]}
         },
         "/health": {"get": _probe("health", "the engine answers and, if it has work, steps complete")},
         "/ready": {"get": _probe("ready", "requests are accepted now")},
@@ -133,6 +144,70 @@ def _anthropic_paths() -> Json:
             }
         },
     }
+
+
+def response_paths() -> Json:
+    """Of answers in the Responses format, and of those that are stored."""
+    name = [_in_path("response_id", "the id of a stored response")]
+    response, request = _json_content("ResponseBody"), "ResponsesRequest"
+    return {
+        openai_responses.PATH: {"post": _generate("createResponse", request, "ResponseBody")},
+        openai_responses_compact.PATH: {"post": _post("compactResponse", request, "CompactedResponse")},
+        "/v1/responses/input_tokens": {"post": _post("countInputTokens", "TokenCount", "InputTokens")},
+        "/v1/responses/{response_id}": {
+            "parameters": name,
+            "get": _get("getResponse", response, "404"),
+            "delete": _get("deleteResponse", _json_content("DeletedResponse"), "404"),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "parameters": name,
+            "post": _get("cancelResponse", response, "404"),
+        },
+        "/v1/responses/{response_id}/input_items": {
+            "parameters": name + _list_parameters(),
+            "get": _get("listInputItems", _json_content("ItemList"), "404"),
+        },
+    }
+
+
+def conversation_paths() -> Json:
+    name = [_in_path("conversation_id", "the id of a conversation")]
+    item = [*name, _in_path("item_id", "the id of one of its items")]
+    conversation, items = _json_content("ConversationBody"), _json_content("ItemList")
+    deleted = _json_content("DeletedConversation")
+    return {
+        "/v1/conversations": {"post": _post("createConversation", "NewConversation", "ConversationBody")},
+        "/v1/conversations/{conversation_id}": {
+            "parameters": name,
+            "get": _get("getConversation", conversation, "404"),
+            "post": _post("updateConversation", "ConversationUpdate", "ConversationBody"),
+            "delete": _get("deleteConversation", deleted, "404"),
+        },
+        "/v1/conversations/{conversation_id}/items": {
+            "parameters": name,
+            "post": _post("createConversationItems", "NewItems", "ItemList"),
+            "get": _get("listConversationItems", items, "404") | {"parameters": _list_parameters()},
+        },
+        "/v1/conversations/{conversation_id}/items/{item_id}": {
+            "parameters": item,
+            "get": _get("getConversationItem", {"application/json": {"schema": {"type": "object"}}}, "404"),
+            "delete": _get("deleteConversationItem", conversation, "404"),
+        },
+    }
+
+
+def _in_path(name: str, description: str) -> Json:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _list_parameters() -> list[Json]:
+    schemas: dict[str, Json] = {
+        "after": {"type": "string"},
+        "limit": {"type": "integer", "minimum": 1, "maximum": responses.MAX_LIMIT, "default": 20},
+        "order": {"enum": ["asc", "desc"], "default": "desc"},
+    }
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
 
 
 def _post(name: str, request: str, answer: str, prefix: str = "Error") -> Json:
@@ -199,7 +274,7 @@ def _error_responses() -> Json:
 
 def _amend(schemas: Json, models: list[str]) -> None:
     """What the structs can't say."""
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
         properties = schemas[name]["properties"]
         properties["model"] = {"type": "string", "enum": models}
         for choice in properties["logit_bias"]["anyOf"]:
@@ -208,6 +283,8 @@ def _amend(schemas: Json, models: list[str]) -> None:
     aliases = [anthropic_messages.ALIAS + model for model in models]
     for name in ("MessagesRequest", "CountRequest"):
         schemas[name]["properties"]["model"] = {"type": "string", "enum": [*models, *aliases]}
+    count = {**schemas["ResponsesRequest"]}
+    schemas["TokenCount"] = count | {"required": [], "title": "TokenCount"}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     token = {"type": "integer", "minimum": 0, "maximum": MAX_INT}

@@ -9,22 +9,34 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
 from penstock.api import anthropic
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
+from penstock.api.conversations import ConversationRoutes
+from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
+from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_model
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
 from penstock.gateway.service import Health, ModelCard, ModelService
+from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
-from penstock.wire import anthropic_messages, openai_chat, openai_completions
+from penstock.store.opening import LazyTurns
+from penstock.wire import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    openai_responses_compact,
+)
 from penstock.wire.anthropic_dialect import ANTHROPIC
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -34,10 +46,19 @@ class Routes:
     """The innermost app. `hot` maps a path to a raw ASGI endpoint that checks its method itself."""
 
     def __init__(self, service: ModelService, settings: ServerSettings, metrics: Metrics) -> None:
-        codecs = (openai_chat, openai_completions, anthropic_messages)
-        hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
-        self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
+        codecs = (
+            openai_chat,
+            openai_completions,
+            openai_responses,
+            openai_responses_compact,
+            anthropic_messages,
+        )
+        self.turns = LazyTurns(settings.database_url)
+        sessions = Sessions(service, self.turns)
+        hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
+        self._hot: dict[str, ASGIApp] = {**hot}
         rest = _rest(service, settings, metrics)
+        rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
         self._paths = [*self._hot, *(route.path for route in rest)]
         self._rest = Router(rest, redirect_slashes=False, default=_not_found)
 
@@ -51,7 +72,18 @@ class Routes:
             await endpoint(scope, receive, send)
             return
         scope["app"] = self  # with an app in the scope Starlette raises a 405 instead of sending plain text
-        await self._rest(scope, receive, send)
+        try:
+            await self._rest(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code != 405:
+                raise
+            raise MethodNotAllowed(scope["method"], scope["path"], self._allowed(scope)) from None
+
+    def _allowed(self, scope: Scope) -> str:
+        """Methods of a path; Starlette's own answer names those of its first route only."""
+        routes = [route for route in self._rest.routes if route.matches(scope)[0] is not Match.NONE]
+        methods = {method for route in routes if isinstance(route, Route) for method in route.methods or ()}
+        return ", ".join(sorted(methods))
 
 
 def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> list[Route]:
@@ -110,11 +142,42 @@ def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> 
 
 
 def _get(path: str, endpoint: Endpoint) -> Route:
+    return _on("GET", path, endpoint)
+
+
+def _on(method: str, path: str, endpoint: Endpoint) -> Route:
     async def named(request: Request) -> Response:
         exchange_of(request.scope).route = path
         return await endpoint(request)
 
-    return Route(path, named, methods=["GET"])
+    return Route(path, named, methods=[method])
+
+
+def _response_routes(
+    service: ModelService, sessions: Sessions, turns: LazyTurns, generate: GenerateRoute
+) -> list[Route]:
+    """Stored responses and conversations."""
+    responses, conversations = (
+        ResponseRoutes(service, sessions, turns, generate),
+        ConversationRoutes(turns),
+    )
+    response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
+    items = conversation + "/items"
+    return [
+        _on("POST", "/v1/responses/input_tokens", responses.input_tokens),
+        _on("GET", response, responses.get),
+        _on("DELETE", response, responses.delete),
+        _on("POST", response + "/cancel", responses.cancel),
+        _on("GET", response + "/input_items", responses.input_items),
+        _on("POST", "/v1/conversations", conversations.create),
+        _on("GET", conversation, conversations.get),
+        _on("POST", conversation, conversations.update),
+        _on("DELETE", conversation, conversations.delete),
+        _on("POST", items, conversations.add_items),
+        _on("GET", items, conversations.list_items),
+        _on("GET", items + "/{item_id}", conversations.get_item),
+        _on("DELETE", items + "/{item_id}", conversations.delete_item),
+    ]
 
 
 class _Raw:

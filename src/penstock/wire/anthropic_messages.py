@@ -9,7 +9,7 @@ diagnostics, inference_geo, betas of any name, and how thinking is shown.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -49,7 +49,8 @@ class ToolChoice(Struct, tag_field="type", tag="tool", omit_defaults=True):
     disable_parallel_tool_use: bool | None = None
 
 
-class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema"):
+class JsonSchemaFormat(Struct):
+    type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
@@ -199,7 +200,8 @@ def write_request(call: Call) -> bytes:
     form = call.response_format
     system, messages = ac.write_messages(call.messages)
     config = OutputConfig(
-        effort, JsonSchemaFormat(form.schema or {}) if form and form.kind == "json_schema" else None
+        effort,
+        JsonSchemaFormat("json_schema", form.schema or {}) if form and form.kind == "json_schema" else None,
     )
     ttl = call.cache.ttl_s
     request = MessagesRequest(
