@@ -5,9 +5,12 @@ from __future__ import annotations
 from starlette.types import Scope
 
 from penstock.wire.dialect import Dialect
+from penstock.wire.ollama_dialect import OLLAMA
 from penstock.wire.openai_dialect import OPENAI
 
 
 def dialect_of(scope: Scope) -> Dialect:
     """The dialect of an ASGI scope's request; OpenAI's where nothing else is told."""
+    if scope["path"].startswith("/api/"):
+        return OLLAMA
     return OPENAI

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -27,7 +27,6 @@ from penstock.api.media import require_json
 from penstock.call import Call, Done, Event, Failure, Finish, ReasoningDelta, TextDelta
 from penstock.config import ServerSettings
 from penstock.errors import PenstockError
-from penstock.gateway.service import ModelService
 from penstock.observe.metrics import Metrics
 from penstock.wire.fold import Fold
 
@@ -51,11 +50,17 @@ class Encoder(Protocol):
     def body(self, fold: Fold) -> bytes: ...
 
 
+class Answers(Protocol):
+    """Who answers calls: see `ModelService.stream`."""
+
+    def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]: ...
+
+
 class GenerateRoute:
     """One wire format at one path. `codec` is a module of `penstock.wire`."""
 
     def __init__(
-        self, service: ModelService, settings: ServerSettings, metrics: Metrics, codec: ModuleType
+        self, service: Answers, settings: ServerSettings, metrics: Metrics, codec: ModuleType
     ) -> None:
         self._service = service
         self._settings = settings

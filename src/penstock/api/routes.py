@@ -18,10 +18,11 @@ from penstock import __version__
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
+from penstock.api.ollama import OllamaRoutes
 from penstock.api.tokens import TokenRoutes, find_model
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
-from penstock.gateway.service import Health, ModelCard, ModelService
+from penstock.gateway.service import Health, ModelCard, ModelLibrary, ModelService
 from penstock.observe.metrics import Metrics
 from penstock.wire import openai_chat, openai_completions
 
@@ -31,16 +32,23 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The innermost app. `hot` maps a path to a raw ASGI endpoint that checks its method itself."""
 
-    def __init__(self, service: ModelService, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        service: ModelService,
+        settings: ServerSettings,
+        metrics: Metrics,
+        library: ModelLibrary | None = None,
+    ) -> None:
         codecs = (openai_chat, openai_completions)
         hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
-        self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
+        ollama = OllamaRoutes(service, settings, metrics, library)
+        self._hot: dict[str, ASGIApp] = {route.path: route for route in hot + ollama.hot}
         rest = _rest(service, settings, metrics)
-        self._paths = [*self._hot, *(route.path for route in rest)]
-        self._rest = Router(rest, redirect_slashes=False, default=_not_found)
+        self._paths = [*(route.path for route in hot), *(route.path for route in rest)]
+        self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
 
     def paths(self) -> list[str]:
-        """The template of every route."""
+        """The template of every route in /openapi.json: all but Ollama's, which are documented by Ollama."""
         return self._paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
