@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
+import queue
 import urllib.request
 from pathlib import Path
 
@@ -12,12 +14,21 @@ import pytest
 
 ollama = pytest.importorskip("ollama", reason="the ollama package is part of the test extra")
 
+from penstock.api.errors import ClientGone
 from penstock.gateway.local_library import LocalLibrary
+from penstock.models.store import store_folder
 from support.scripted_service import CONTEXT, MODEL
+from support.threaded_server import live_servers
 from support.tiny_models import make_tiny
 
 HELLO = [{"role": "user", "content": "hello there you"}]
 NOW = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": None}}
+
+
+@pytest.fixture
+def live_server():
+    with live_servers() as start:
+        yield start
 
 
 @pytest.fixture
@@ -266,10 +277,12 @@ def test_embeddings_say_that_they_are_not_served(client):
 def test_the_key_of_the_server(live_server):
     """Red if the error of a missing key is not in this API's form, or the right key is refused."""
     server = live_server(api_key="k")
-    with pytest.raises(ollama.ResponseError, match="API key") as caught:
-        ollama.Client(host=server.url).list()
+    with ollama.Client(host=server.url) as client:
+        with pytest.raises(ollama.ResponseError, match="API key") as caught:
+            client.list()
     assert caught.value.status_code == 401
-    assert ollama.Client(host=server.url, headers={"Authorization": "Bearer k"}).list().models
+    with ollama.Client(host=server.url, headers={"Authorization": "Bearer k"}) as client:
+        assert client.list().models
 
 
 # ---------------------------------------------------------------- async
@@ -301,6 +314,13 @@ async def test_leaving_cancels(server):
 
 
 # ---------------------------------------------------------------- models
+
+
+@pytest.fixture
+def model_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty model store of the test's own."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return store_folder()
 
 
 @pytest.fixture
@@ -368,6 +388,29 @@ def test_pull_copy_and_delete(library, tiny, model_store):
         with pytest.raises(ollama.ResponseError) as caught:
             refused()
         assert caught.value.status_code == 404
+
+
+def test_leaving_ends_a_pull(live_server):
+    """Red if a pull goes on for a client that left, or its numbers pile up for one that reads slowly."""
+    ended: queue.Queue[BaseException] = queue.Queue()
+
+    class Endless(LocalLibrary):
+        def pull(self, name, progress):
+            try:
+                for done in itertools.count():
+                    progress("download", done, 10**9)
+            except BaseException as error:
+                ended.put(error)
+                raise
+
+    server = live_server(library=Endless(dict))
+    with ollama.Client(host=server.url) as client:
+        stream = client.pull("endless", stream=True)
+        first, second = next(stream), next(stream)
+        assert (first.status, first.total) == ("pulling", 10**9)
+        assert second.completed > first.completed
+        stream.close()
+        assert isinstance(ended.get(timeout=20), ClientGone)
 
 
 def test_create(library, tiny):

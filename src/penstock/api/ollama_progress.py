@@ -7,6 +7,7 @@ An error before the first report keeps its HTTP status; a later one is the last 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 from msgspec import UNSET, Struct, UnsetType
@@ -40,7 +41,9 @@ class _Reports:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
         self._latest: dict[str, ProgressBody] = {}
+        self._told = False  # the loop has been woken for what is there
         self.came = asyncio.Event()
         self.gone = False
 
@@ -50,17 +53,17 @@ class _Reports:
         body = ProgressBody(_STATUS.get(phase, phase))
         if total is not None:
             body.total, body.completed = total, done
-        self._loop.call_soon_threadsafe(self._put, phase, body)
-
-    def _put(self, phase: str, body: ProgressBody) -> None:
-        self._latest[phase] = body
-        self.came.set()
+        with self._lock:
+            self._latest[phase] = body
+            told, self._told = self._told, True
+        if not told:
+            self._loop.call_soon_threadsafe(self.came.set)
 
     def take(self) -> bytes:
         self.came.clear()
-        lines = b"".join(line(body) for body in self._latest.values())
-        self._latest.clear()
-        return lines
+        with self._lock:
+            latest, self._latest, self._told = self._latest, {}, False
+        return b"".join(map(line, latest.values()))
 
 
 async def run_with_progress(
