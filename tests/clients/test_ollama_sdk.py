@@ -277,9 +277,11 @@ def test_embeddings_say_that_they_are_not_served(client):
 def test_the_key_of_the_server(live_server):
     """Red if the error of a missing key is not in this API's form, or the right key is refused."""
     server = live_server(api_key="k")
-    with ollama.Client(host=server.url) as client:
-        with pytest.raises(ollama.ResponseError, match="API key") as caught:
-            client.list()
+    with (
+        ollama.Client(host=server.url) as client,
+        pytest.raises(ollama.ResponseError, match="API key") as caught,
+    ):
+        client.list()
     assert caught.value.status_code == 401
     with ollama.Client(host=server.url, headers={"Authorization": "Bearer k"}) as client:
         assert client.list().models

@@ -7,6 +7,7 @@ An error before the first report keeps its HTTP status; a later one is the last 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ from penstock.errors import PenstockError
 from penstock.gateway.service import Progress
 from penstock.wire.ollama_common import MEDIA_TYPE, ErrorLine, line
 from penstock.wire.openai_common import encode
+
+log = logging.getLogger("penstock.api")
 
 _STATUS = {
     "wait": "waiting for another process that changes this model",
@@ -121,9 +124,10 @@ async def _send_lines(
 
 
 def _error_line(scope: Scope, error: BaseException) -> bytes:
-    if not isinstance(error, PenstockError | Exception):
-        raise error
-    return line(ErrorLine(failure_of(error, exchange_of(scope).id).message))
+    name = exchange_of(scope).id
+    if not isinstance(error, PenstockError):
+        log.error("request %s broke", name, exc_info=error)
+    return line(ErrorLine(failure_of(error, name).message))
 
 
 async def _departure(receive: Receive) -> None:
