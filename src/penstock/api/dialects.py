@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 from penstock.wire.anthropic_dialect import ANTHROPIC
 from penstock.wire.dialect import Dialect
+from penstock.wire.ollama_dialect import OLLAMA
 from penstock.wire.openai_dialect import OPENAI
 
 
@@ -13,6 +14,8 @@ def dialect_of(scope: Scope) -> Dialect:
     """The dialect of an ASGI scope's request; OpenAI's where nothing else is told."""
     if scope["path"].startswith("/v1/messages") or _has(scope, b"anthropic-version"):
         return ANTHROPIC
+    if scope["path"].startswith("/api/"):
+        return OLLAMA
     return OPENAI
 
 

@@ -28,7 +28,6 @@ from penstock.api.media import require_json
 from penstock.call import Call, Done, Event, Failure, Finish, ReasoningDelta, TextDelta
 from penstock.config import ServerSettings
 from penstock.errors import PenstockError
-from penstock.gateway.service import ModelService
 from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
 from penstock.wire.fold import Fold
@@ -61,6 +60,12 @@ class RunningCall(NamedTuple):
     encoder: Encoder
 
 
+class Answers(Protocol):
+    """Who answers calls: see `ModelService.stream`."""
+
+    def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]: ...
+
+
 class GenerateRoute:
     """One wire format at one path. `codec` is a module of `penstock.wire`; `sessions` answer the calls
     that go on from stored turns, or become some. `running` holds the calls that are being answered, by
@@ -68,7 +73,7 @@ class GenerateRoute:
 
     def __init__(
         self,
-        service: ModelService,
+        service: Answers,
         settings: ServerSettings,
         metrics: Metrics,
         codec: ModuleType,

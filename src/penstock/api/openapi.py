@@ -137,11 +137,16 @@ def _anthropic_paths() -> Json:
         messages: {"post": created},
         count: {"post": _post("countMessageTokens", "CountRequest", "TokenCount", **errors)},
         "/": {
+            "get": {
+                "operationId": "greet",
+                "responses": {"200": {"description": "the server is there", "content": {"text/plain": {}}}}
+                | _error_refs(("400", "403", "431")),
+            },
             "head": {
                 "operationId": "reach",
                 "responses": {"200": {"description": "the server is there"}}
                 | _error_refs(("400", "403", "431")),
-            }
+            },
         },
     }
 

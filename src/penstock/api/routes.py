@@ -22,11 +22,12 @@ from penstock.api.conversations import ConversationRoutes
 from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
+from penstock.api.ollama import OllamaRoutes
 from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_model
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
-from penstock.gateway.service import Health, ModelCard, ModelService
+from penstock.gateway.service import Health, ModelCard, ModelLibrary, ModelService
 from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
 from penstock.store.opening import LazyTurns
@@ -45,7 +46,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The innermost app. `hot` maps a path to a raw ASGI endpoint that checks its method itself."""
 
-    def __init__(self, service: ModelService, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        service: ModelService,
+        settings: ServerSettings,
+        metrics: Metrics,
+        library: ModelLibrary | None = None,
+    ) -> None:
         codecs = (
             openai_chat,
             openai_completions,
@@ -56,14 +63,15 @@ class Routes:
         self.turns = LazyTurns(settings.database_url)
         sessions = Sessions(service, self.turns)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
-        self._hot: dict[str, ASGIApp] = {**hot}
+        ollama = OllamaRoutes(service, settings, metrics, library)
+        self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics)
         rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
-        self._paths = [*self._hot, *(route.path for route in rest)]
-        self._rest = Router(rest, redirect_slashes=False, default=_not_found)
+        self._paths = [*hot, *(route.path for route in rest), "/"]
+        self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
 
     def paths(self) -> list[str]:
-        """The template of every route."""
+        """The template of every route in /openapi.json: all but Ollama's, which are documented by Ollama."""
         return self._paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,9 +108,6 @@ def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> 
             return _json(anthropic.one_model(service, name))
         return _json(_model_body(find_model(service, name)))
 
-    async def root(request: Request) -> Response:
-        return Response()  # agents ask for it to see whether the server is there
-
     async def health(request: Request) -> Response:
         state = service.health()
         return _health(state, state.alive)
@@ -134,7 +139,6 @@ def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> 
         _get("/metrics", exposition),
         _get("/version", version),
         _get("/openapi.json", openapi),
-        Route("/", root, methods=["HEAD"]),
         _post(anthropic_messages.COUNT_PATH, anthropic.CountTokens(service)),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),

@@ -66,6 +66,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     from penstock.api.app import create_app
     from penstock.api.server import serve_app
     from penstock.engine.service import EngineService
+    from penstock.gateway.local_library import LocalLibrary
     from penstock.models.sources import public_name
     from penstock.observe.metrics import Metrics
 
@@ -75,7 +76,11 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     asked = server.served_model_name is not None or settings.model != EngineSettings().model
     adopt = server.engine is not None and not asked
     service = EngineService(settings, _transport_to(server.engine), name, metrics, adopt_name=adopt)
-    app = create_app(service, server, metrics=metrics)
+
+    def served() -> dict[str, str]:
+        return {service.name: service.ready.model_path if service.ready else settings.model}
+
+    app = create_app(service, server, metrics=metrics, library=LocalLibrary(served))
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
