@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock.cli.agents import SIGNS
+
 Penstock = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -23,11 +25,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """XDG folders of the test's own, no colour, no width that depends on the terminal."""
+    """Folders of the test's own, no colour, no width of a terminal, and no agent that runs the tests."""
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     own = {"XDG_DATA_HOME": str(tmp_path / "data"), "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"}
-    return {**os.environ, **own, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    signs = {sign.variable for sign in SIGNS}
+    inherited = {name: value for name, value in os.environ.items() if name not in signs}
+    return {**inherited, **own, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture
