@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,33 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def agent_environment(environment: dict[str, str]) -> dict[str, str]:
+    """As a coding agent's shell: standard output is no terminal either way, colour is asked for."""
+    environment.pop("NO_COLOR")
+    return {**environment, "CLAUDECODE": "1", "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"}
+
+
+@pytest.fixture(scope="session")
+def scripted_url() -> Iterator[str]:
+    """The HTTP API over fixed replies, in a process of its own."""
+    script = Path(__file__).resolve().parents[1] / "support" / "scripted_server.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.wait(60)
+    process.stdout.close()
+
+
+@pytest.fixture
 def penstock(environment: dict[str, str], tmp_path: Path) -> Penstock:
     """Run `penstock ARGUMENTS…` to its end. Standard input is empty unless given."""
 
-    def run(*arguments: object, input: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, input: str = "", env: dict[str, str] = environment, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "penstock", *map(str, arguments)]
         return subprocess.run(
             command,
@@ -46,7 +69,7 @@ def penstock(environment: dict[str, str], tmp_path: Path) -> Penstock:
             capture_output=True,
             text=True,
             timeout=300,
-            env=environment,
+            env=env,
             cwd=tmp_path,
             check=False,
             **options,  # type: ignore[call-overload]

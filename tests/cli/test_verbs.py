@@ -14,27 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from support.batch_input import batch_input
+
 Penstock = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def batch_input(path: Path, count: int, max_tokens: int = 4) -> Path:
-    lines = [
-        {
-            "custom_id": f"id-{i}",
-            "method": "POST",
-            "url": "/v1/completions" if i % 2 else "/v1/chat/completions",
-            "body": {
-                "model": "any",
-                "max_tokens": max_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                **({"prompt": f"no {i}"} if i % 2 else {"messages": [{"role": "user", "content": f"{i}"}]}),
-            },
-        }
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.mark.parametrize(
