@@ -3,8 +3,8 @@
     python benchmarks/cli_tokens.py [--port 8000]
 
 Starts `penstock serve smollm2`, runs every command of both ways in a shell as an agent would, and counts what
-the agent writes (the commands) and reads (standard output and error), by SmolLM2's tokenizer. Bodies are read as
-they come: curl's way has no jq. Prints the table of docs/cli.md; fails if a command fails.
+the agent writes (the commands) and reads (standard output and error), by SmolLM2's tokenizer. Bodies are read
+as they come: curl's way has no jq. Prints the table of docs/cli.md; fails if a command fails.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = Tokenizer.load(resolve("smollm2"))
     with tempfile.TemporaryFile("w+") as log:
+        serve = ["serve", "smollm2", "--port", str(options.port), "--kv-bytes", "512M", "--output", "agent"]
         server = subprocess.Popen(
-            [sys.executable, "-m", "penstock", "serve", "smollm2", "--port", str(options.port)]
-            + ["--output", "agent", "--kv-bytes", "512M"],
+            [sys.executable, "-m", "penstock", *serve],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

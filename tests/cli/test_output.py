@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -152,3 +153,14 @@ def test_agents_are_told_by_their_environment(
 ) -> None:
     """Red if an agent is no longer recognized, or a person's own terminal counts as one."""
     assert agents.detect(environment, terminal=terminal) == agent
+
+
+def test_the_page_has_every_sign_and_verb() -> None:
+    """Red if an agent is recognized, or a verb exists, that docs/cli.md does not mention."""
+    from penstock.cli.main import app
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    verbs = [command.name for command in app.registered_commands]
+    verbs += [group.name for group in app.registered_groups]
+    assert [name for name in verbs if f"`{name}" not in page] == []
+    assert [sign.variable for sign in agents.SIGNS if sign.variable not in page] == []
