@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, ServerSettings, build
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from penstock.engine.transport import Transport
 
 SHOW_EVERY_S = 0.1
+
+
+class Serving(Struct, frozen=True):
+    """A server that is ready."""
+
+    model: str
+    url: str
+    backend: str
+    max_context: int
+    start_s: float
+
 
 log = logging.getLogger("penstock.start")
 
@@ -114,7 +126,7 @@ def _transport_to(address: str | None) -> Any:
 
 async def _announce(service: EngineService, url: str, clock: Clock, stop: asyncio.Event) -> None:
     """Show phases until ready, then the one line. A model that can't be served stops the server."""
-    from penstock.cli import console
+    from penstock.cli import output
     from penstock.cli.start import Phases, memory_plan
 
     phases = Phases()
@@ -133,7 +145,10 @@ async def _announce(service: EngineService, url: str, clock: Clock, stop: asynci
         phases.close()
     clock.lap("engine")
     served = f"{service.name} on {ready.backend} · {memory_plan(ready.plan)}"
-    console.note(f"{served} · {url} · ready in {clock.total_s:.1f} s")
+    output.result(
+        Serving(service.name, url, ready.backend, ready.max_context, round(clock.total_s, 2)),
+        f"{served} · {url} · ready in {clock.total_s:.1f} s",
+    )
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 
 
