@@ -88,9 +88,11 @@ class Routes:
             raise MethodNotAllowed(scope["method"], scope["path"], self._allowed(scope)) from None
 
     def _allowed(self, scope: Scope) -> str:
-        """Methods of a path; Starlette's own answer names those of its first route only."""
-        routes = [route for route in self._rest.routes if route.matches(scope)[0] is not Match.NONE]
-        methods = {method for route in routes if isinstance(route, Route) for method in route.methods or ()}
+        """Methods of a path, by all routes of the template that it matches first; Starlette's own answer
+        names those of one route."""
+        routes = [route for route in self._rest.routes if isinstance(route, Route)]
+        path = next(route.path for route in routes if route.matches(scope)[0] is not Match.NONE)
+        methods = {method for route in routes if route.path == path for method in route.methods or ()}
         return ", ".join(sorted(methods))
 
 

@@ -61,6 +61,14 @@ class TextBlock(Struct, tag_field="type", tag="text", omit_defaults=True):
     cache_control: CacheControl | None = None
 
 
+class TextOnly(Struct, omit_defaults=True):
+    """A text block where no other kind may stand: there msgspec would not miss a tag."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+
+
 class ImageBlock(Struct, tag_field="type", tag="image", omit_defaults=True):
     source: Base64Source | UrlSource | FileSource
     cache_control: CacheControl | None = None
@@ -80,7 +88,7 @@ class DocumentBlock(Struct, tag_field="type", tag="document", omit_defaults=True
 class SearchResultBlock(Struct, tag_field="type", tag="search_result", omit_defaults=True):
     source: str
     title: str
-    content: list[TextBlock]
+    content: list[TextOnly]
     cache_control: CacheControl | None = None
 
 
@@ -163,11 +171,11 @@ class Reader:
             self.ttl_s = max(self.ttl_s or 0, 3600 if control.ttl == "1h" else 300)
 
     def messages(
-        self, system: str | list[TextBlock] | None, messages: list[InputMessage]
+        self, system: str | list[TextOnly] | None, messages: list[InputMessage]
     ) -> tuple[Message, ...]:
         found: list[Message] = []
         if system:
-            texts = [TextBlock(system)] if isinstance(system, str) else system
+            texts = [TextOnly("text", system)] if isinstance(system, str) else system
             found.append(Message("system", tuple(self._plain(text) for text in texts)))
         for i, message in enumerate(messages):
             path = f"messages[{i}].content"
@@ -278,7 +286,7 @@ class Reader:
             code="unsupported_parameter",
         )
 
-    def _plain(self, block: TextBlock) -> TextPart:
+    def _plain(self, block: TextBlock | TextOnly) -> TextPart:
         self.mark(block.cache_control)
         return TextPart(block.text)
 
@@ -341,9 +349,9 @@ def input_of(arguments: str) -> dict[str, Any]:
 
 def write_messages(
     messages: tuple[Message, ...],
-) -> tuple[str | list[TextBlock] | None, list[InputMessage]]:
+) -> tuple[str | list[TextOnly] | None, list[InputMessage]]:
     """(system, messages). Raises InvalidRequest for a part that the format has no place for."""
-    system: str | list[TextBlock] | None = None
+    system: str | list[TextOnly] | None = None
     written: list[InputMessage] = []
     results: list[Block] | None = None  # of the user message that takes the next results
     for i, message in enumerate(messages):
@@ -351,7 +359,7 @@ def write_messages(
         if message.role in ("system", "developer"):
             texts = [_text(part, path) for part in message.parts]
             if i == 0 and len(messages) > 1:  # a conversation of nothing else is no conversation there
-                system = texts
+                system = [TextOnly("text", block.text) for block in texts]
             else:
                 written.append(InputMessage("system", list(texts)))
             results = None

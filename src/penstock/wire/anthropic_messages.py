@@ -68,7 +68,7 @@ class CountRequest(Struct, kw_only=True, omit_defaults=True):
 
     model: str
     messages: Annotated[list[ac.InputMessage], Meta(min_length=1)]
-    system: str | list[ac.TextBlock] | None = None
+    system: str | list[ac.TextOnly] | None = None
     tools: list[ac.Tool] | None = None
     tool_choice: AutoChoice | AnyChoice | NoChoice | ToolChoice | None = None
     thinking: AnyThinking | None = None
