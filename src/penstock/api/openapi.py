@@ -97,8 +97,7 @@ def document(models: list[str], secured: bool) -> Json:
         "info": {
             "title": "Penstock",
             "version": __version__,
-            "description": "LLM inference over the OpenAI and Anthropic formats. "
-            "Unknown fields in bodies are ignored.",
+            "description": "LLM inference in OpenAI's and Anthropic's formats. Unknown fields are ignored.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
