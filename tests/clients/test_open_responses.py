@@ -1,4 +1,4 @@
-"""The cases of the Open Responses compliance suite (openresponses.org, specification of 2026-04-24) over HTTP.
+"""The cases of the Open Responses compliance suite (openresponses.org, version 2026-04-24) over HTTP.
 
 The suite itself needs a JavaScript runtime and its repository; what it sends and demands is restated here.
 Its WebSocket cases are left out: that transport is not served.
@@ -21,12 +21,39 @@ from support.agent_service import AgentService
 from support.scripted_service import MODEL
 
 # What `ResponseResource` requires, null or not.
-REQUIRED = """
-id object created_at completed_at status incomplete_details model previous_response_id instructions output error
-tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
-temperature reasoning usage max_output_tokens max_tool_calls store background service_tier metadata
-safety_identifier prompt_cache_key
-""".split()
+REQUIRED = {
+    "id",
+    "object",
+    "created_at",
+    "completed_at",
+    "status",
+    "incomplete_details",
+    "model",
+    "previous_response_id",
+    "instructions",
+    "output",
+    "error",
+    "tools",
+    "tool_choice",
+    "truncation",
+    "parallel_tool_calls",
+    "text",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "top_logprobs",
+    "temperature",
+    "reasoning",
+    "usage",
+    "max_output_tokens",
+    "max_tool_calls",
+    "store",
+    "background",
+    "service_tier",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+}
 ITEM_REQUIRED = {
     "message": {"type", "id", "status", "role", "content"},
     "function_call": {"type", "id", "call_id", "name", "arguments", "status"},
@@ -102,7 +129,7 @@ async def post(url: str, path: str, body: dict[str, Any]) -> tuple[int, str, byt
 
 
 def check(body: dict[str, Any]) -> None:
-    assert set(REQUIRED) - body.keys() == set()
+    assert REQUIRED - body.keys() == set()
     for item in body["output"]:
         assert ITEM_REQUIRED[item["type"]] - item.keys() == set()
     Response.model_validate_json(json.dumps(body), strict=True)
