@@ -155,7 +155,6 @@ class Speculation:
         wants = demand == 1 if isinstance(self._drafter, FeatureDrafter) else demand > 0
         whole = wants & (table.planned[rows] + demand == table.known[rows])
         idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
-        idle = table.pending[rows] == 0
         candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
