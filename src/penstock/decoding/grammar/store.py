@@ -156,7 +156,7 @@ class GrammarStore:
         with contextlib.suppress(InvalidStateError):  # it came at this very moment
             future.set_exception(
                 InvalidRequest(
-                    f"grammar: it takes longer than {self._compile_s:g} s of a processor, or {self._wait_s:g} s "
-                    "by the clock, to compile; make it simpler"
+                    f"grammar: it takes longer than {self._compile_s:g} s of a processor, or "
+                    f"{self._wait_s:g} s by the clock, to compile; make it simpler"
                 )
             )
