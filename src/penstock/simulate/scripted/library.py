@@ -13,7 +13,7 @@ from penstock.simulate.scripted.service import ScriptedModelService
 
 
 class ScriptedLibrary:
-    """See `penstock.gateway.service.ModelLibrary`. `model`: the `scripted:FILE` that the service was made of."""
+    """See `penstock.gateway.service.ModelLibrary`. `model`: the `scripted:FILE` of the service."""
 
     def __init__(self, service: ScriptedModelService, model: str) -> None:
         self._service = service

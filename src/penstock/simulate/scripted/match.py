@@ -68,7 +68,7 @@ class Matcher:
         self._used: Counter[int] = Counter()
 
     def reply(self, call: Call, situation: Situation, request_id: str) -> Reply:
-        """Of the first rule that fits. Raises InvalidRequest saying why the others do not, where none does."""
+        """Of the first rule that fits. Raises InvalidRequest, saying why they don't, where none does."""
         passed: list[str] = []
         for number, rule in enumerate(self._rules):
             if rule.times is not None and self._used[number] >= rule.times:

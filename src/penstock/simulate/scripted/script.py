@@ -1,8 +1,8 @@
 """The file of a scripted model: rules, each with what it answers to and its reply.
 
-A JSON array of rules, a rule per line (JSONL), or an object that has the rules under `rules` beside the fields of
-`Script`. The first rule wins whose conditions all hold and whose reply the request allows. Unknown keys are refused
-with the nearest right one.
+A JSON array of rules, a rule per line (JSONL), or an object that has the rules under `rules` beside the
+fields of `Script`. The first rule wins whose conditions all hold and whose reply the request allows. Unknown
+keys are refused with the nearest right one.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Rule(Struct, frozen=True, kw_only=True):
     the request offers.
     turn: how many turns of the model the conversation has. times: how often the rule may be used.
 
-    reasoning, text, tool_calls: said in this order. `{{user}}`, `{{result}}`, `{{system}}` and `{{NAME}}` for a named
-    group of a condition are replaced in text and in strings of arguments.
-    finish: "stop", or "tool_calls" with any, if absent. error: the answer ends in it. hang: the answer does not
-    end until its caller leaves. token_s: seconds between tokens.
+    reasoning, text, tool_calls: said in this order. `{{user}}`, `{{result}}`, `{{system}}` and `{{NAME}}`
+    for a named group of a condition are replaced in them.
+    finish: "stop", or "tool_calls" with any, if absent. error: the answer ends in it. hang: the answer does
+    not end until its caller leaves. token_s: seconds between tokens.
     """
 
     user: str | None = None

@@ -1,7 +1,7 @@
 """ScriptedModelService: a ModelService that answers with a script's fixed replies.
 
-What a request may say is checked as for a model that generates: names, context, length, images. How tokens are
-chosen is not: there is nothing to choose, so each token has probability 1.
+What a request may say is checked as for a model that generates: names, context, length, images. How tokens
+are chosen has no effect: there is nothing to choose, and each token has probability 1.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ class ScriptedModelService:
         limit = self.script.max_context
         if count + asked > limit:
             raise ContextOverflow(
-                f"{count} prompt tokens and {asked} to generate are {count + asked}, the context of this model "
-                f"is {limit}; send or ask for less",
+                f"{count} prompt tokens and {asked} to generate are {count + asked}, the context of this "
+                f"model is {limit}; send or ask for less",
                 param="messages" if call.kind == "chat" else "prompt",
                 code="context_length_exceeded",
             )
@@ -178,14 +178,12 @@ class ScriptedModelService:
         finish: FinishReason = rule.finish or ("tool_calls" if reply.calls else "stop")
         text, stop = _until_stop(reply.text, sampling.stop, sampling.include_stop_str_in_output)
         calls = reply.calls if stop is None else ()
-        used = 0
-        for event in _deltas(index, reply.reasoning, text, calls, sampling.logprobs):
+        for used, event in enumerate(_deltas(index, reply.reasoning, text, calls, sampling.logprobs)):
             if budget is not None and used >= budget:
                 finish, stop = "length", None
                 break
             # A pause at each, so that a caller who leaves is noticed at the next.
             await asyncio.sleep(rule.token_s)
-            used += 1
             yield event
         if rule.error is not None:
             error = rule.error

@@ -1,5 +1,5 @@
-"""Tokens of a scripted model: up to four bytes of whole characters each. An id is these bytes as a number, so that
-ids can be read back."""
+"""Tokens of a scripted model: up to four bytes of whole characters each. An id is these bytes as a number, so
+that ids can be read back."""
 
 from __future__ import annotations
 
