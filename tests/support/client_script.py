@@ -21,6 +21,11 @@ RULES: tuple[dict[str, Any], ...] = (
     {"user": "^think", "reasoning": "let me see", "text": "yes"},
     # A schema is a tool's for clients that ask for a form that way.
     {"user": "town", "offers": "Town", "tool_calls": [{"name": "Town", "arguments": TOWN}]},
+    {
+        "user": "town",
+        "offers": "json_tool_call",
+        "tool_calls": [{"name": "json_tool_call", "arguments": TOWN}],
+    },
     {"user": "town", "text": json.dumps(TOWN)},
     {
         "user": "^busy",
