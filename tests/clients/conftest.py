@@ -9,6 +9,8 @@ from support.threaded_server import Live
 
 __all__ = ["serve"]
 
+collect_ignore = ["apart"]  # of another environment, see test_sdks_apart.py
+
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[Live]:

@@ -16,8 +16,8 @@ PYTHON = Path(sys.prefix) / "clients" / "bin" / "python"
 
 @pytest.mark.parametrize(("sdk", "leavers"), [("litellm", 3), ("llama_index", 1)])
 def test_an_sdk_apart(script: Live, sdk: str, leavers: int) -> None:
-    """Red if the SDK fails in one of the ways that its file has, or calls outlive their callers. `leavers`: of
-    its tests, those that leave an answer before its end."""
+    """Red if the SDK fails in one of the ways that its file has, or calls outlive their callers. `leavers`:
+    of its tests, those that leave an answer before its end."""
     if not PYTHON.exists():
         pytest.skip("needs the environment of tests/clients/apart/requirements.txt; `make test` makes it")
     cancelled = script.service.cancelled

@@ -1,5 +1,5 @@
-"""These run in the environment of `requirements.txt`, by `tests/clients/test_sdks_apart.py`: without penstock,
-against the server that `--url` names."""
+"""These run in the environment of `requirements.txt`, by `tests/clients/test_sdks_apart.py`: without
+penstock, against the server that `--url` names."""
 
 import pytest
 
