@@ -30,8 +30,8 @@ RUN_BY = {
 }
 
 
-# Commands on these pages. Claude Code is proprietary and not installed: in its place stands what it is made of,
-# Anthropic's SDK, which reads the same variables.
+# Commands on these pages. Claude Code is proprietary and not installed: in its place stands Anthropic's SDK,
+# which reads the same variables.
 COMMANDS = [
     (
         "anthropic.md",
