@@ -6,20 +6,21 @@ A request that is drafted for is planned only when its last token is known (`Req
 there is one the engine runs step by step: windows and steps ahead are given up for it. So a request for which
 drafts do not pay goes back to plain decoding. From then on they are tried on what it generated, without
 a device (`_rehearse`): as soon as they would have paid, it is drafted for again. Drafters that are models
-are tried again after a while instead.
+are tried again now and then instead, on credit (`engine/drafts/priced.py`).
 
 Invariant: which tokens are drafted changes what a step costs, never what is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, FeatureDrafter, HostDrafter, Proposal
 from penstock.engine.drafts.lengths import DraftLengths, Trials
+from penstock.engine.drafts.priced import TRIAL_DRAFTS, PricedDrafts
 from penstock.engine.plan import DraftStats, StepPlan, StepResult
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
@@ -29,23 +30,22 @@ HOPE = 0.8  # how likely a draft is taken to be right before anything is known o
 AT_BEST = 0.95  # and of one that could be drafted for again
 PACE_WEIGHT = 0.15  # of the newest step in the running mean
 REHEARSED = 8  # tokens, the last of eight times the batch: each costs the planning thread time
-FIRST_REST, LONGEST_REST = 128, 1024  # tokens until a drafter that has its price is tried again
+REST = 64  # tokens after which it is asked whether a drafter that has its price would pay
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
 
 class _Drafted:
     """What is remembered of a request in a slot."""
 
-    __slots__ = ("appetite", "idle", "known", "pace", "proposal", "request", "rest", "trials")
+    __slots__ = ("appetite", "idle", "known", "pace", "proposal", "request", "trials")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.known = -1  # tokens that the drafter knows; -1: it does not know the request
-        self.idle = 0  # steps without a draft, one after the other
+        self.idle = 0  # steps without a draft that would pay, one after the other
         self.proposal = NOTHING
         self.trials = Trials()
         self.appetite = 4  # drafts to ask for where each has its price
-        self.rest = FIRST_REST  # tokens
         self.pace = HOPE / (1 - HOPE)  # drafts that were right in a step, a running mean
 
     def went(self, accepted: int) -> None:
@@ -60,12 +60,19 @@ class _Drafted:
 class Speculation:
     """A `penstock.resource.Resource` and the scheduler's `DraftSource`."""
 
-    def __init__(self, table: RequestTable, drafter: HostDrafter, k: int, adaptive: bool) -> None:
-        """k: drafts of a request in one step at most. adaptive: fewer, or none, where they do not pay."""
+    def __init__(
+        self, table: RequestTable, drafter: HostDrafter, k: int, adaptive: bool, clock: Callable[[], float]
+    ) -> None:
+        """k: drafts of a request in one step at most. adaptive: fewer, or none, where they do not pay. clock:
+        says what a drafter that computes takes."""
         self._table = table
         self._drafter = drafter
         self._k = k
         self._lengths = DraftLengths(adaptive)
+        self._priced = PricedDrafts(self._lengths, k) if isinstance(drafter, BatchDrafter) else None
+        self._clock = clock
+        self._drafting_s = 0.0  # of the step that was planned last
+        self._is_trial = False  # … its drafts are to show whether they would pay
         self._drafted: list[_Drafted | None] = [None] * len(table.occupant)
         # Known tokens from which on one that decodes plainly is looked at.
         self._due = np.zeros(len(table.occupant), np.int32)
@@ -81,7 +88,11 @@ class Speculation:
             if drafted.request.cache_store:
                 self._drafter.keep(slot)
         rows = int(np.count_nonzero(self._table.active))
-        self._table.alone[slot] |= self._lengths.pays(rows, self._k, HOPE)
+        if self._priced is None:
+            begins = self._lengths.pays(rows, self._k, HOPE)
+        else:
+            begins = self._priced.begins(rows, drafted.trials)
+        self._table.alone[slot] |= begins
         return len(holder.known)
 
     def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
@@ -99,12 +110,13 @@ class Speculation:
     def commit(self, slots: np.ndarray, computed: np.ndarray) -> None:
         table = self._table
         due = slots[~table.alone[slots] & (table.known[slots] >= self._due[slots])]
-        if not len(due) or not self._lengths.pays(len(slots), self._k, AT_BEST):
+        if not len(due):
             return
-        for slot in due.tolist():
-            if isinstance(self._drafter, BatchDrafter):
-                self._rise(slot)
-            else:
+        if self._priced is not None:
+            for slot in due.tolist():
+                self._rise(slot, slots, self._priced)
+        elif self._lengths.pays(len(slots), self._k, AT_BEST):
+            for slot in due.tolist():
                 self._rehearse(slot, len(slots))
 
     def release(self, slot: int) -> None:
@@ -124,6 +136,7 @@ class Speculation:
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
+        self._drafting_s = 0.0
         # A grammar may have forced tokens since the last step: then more than one is to be computed.
         whole = (
             (demand > 0) & (table.pending[rows] == 0) & (table.planned[rows] + demand == table.known[rows])
@@ -132,46 +145,63 @@ class Speculation:
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
-        if not self._lengths.pays(len(rows), self._k, AT_BEST):
-            for i in wanted:
-                self._decode_plainly(int(rows[i]))
-            return counts
-        most = min(self._k, STEP_DRAFTS // len(wanted))
         slots = rows[wanted].tolist()
+        most = min(self._most(slots, len(rows)), STEP_DRAFTS // len(wanted))
+        if not most:
+            for slot in slots:
+                self._decode_plainly(slot)
+            return counts
         # The last token is drawn, not drafted.
         rooms = np.minimum(table.limit[slots] - table.known[slots] - 1, most).tolist()
         survivals = []
-        for slot, proposal in zip(slots, self._proposals(slots, rooms), strict=True):
+        for slot, proposal in zip(slots, self._proposals(slots, rooms, len(rows)), strict=True):
             drafted = self._of(slot)
             drafted.proposal = proposal
             survivals.append(self._lengths.survival(proposal, drafted.trials))
-        for i, slot, count in zip(wanted, slots, self._lengths.choose(len(rows), survivals), strict=True):
+        if self._priced is None:
+            chosen = self._lengths.choose(len(rows), survivals)
+        else:
+            chosen = [len(each) for each in survivals]  # what was worth its price is worth its place
+        for i, slot, count in zip(wanted, slots, chosen, strict=True):
             counts[i] = count
             if isinstance(self._drafter, FeatureDrafter):
                 self.stats.missing += self._drafter.missing(slot)
             self._tire(slot, count)
         return counts
 
+    def _most(self, slots: list[int], rows: int) -> int:
+        """How many drafts to ask for, for each of `slots`."""
+        if self._priced is None:
+            return self._k if self._lengths.pays(rows, self._k, AT_BEST) else 0
+        most = self._priced.most(rows, [self._of(slot).trials for slot in slots])
+        self._is_trial = not most
+        return most or (TRIAL_DRAFTS if self._priced.goes_on() else 0)
+
     def _has_answered(self, slot: int) -> bool:
         return int(self._table.known[slot]) > self._of(slot).request.prompt_len
 
-    def _proposals(self, slots: list[int], rooms: list[int]) -> list[Proposal]:
+    def _proposals(self, slots: list[int], rooms: list[int], rows: int) -> list[Proposal]:
+        new = [int(self._table.known[slot]) - max(0, self._of(slot).known) for slot in slots]
         for slot in slots:
             self._catch_up(slot, self._of(slot))
-        if not isinstance(self._drafter, BatchDrafter):
+        if self._priced is None or not isinstance(self._drafter, BatchDrafter):
             return [self._drafter.propose(slot, room) for slot, room in zip(slots, rooms, strict=True)]
         if self._lengths.adaptive:
             # Each draft has its price here: no more than were of use lately, and one or two to find out more.
             appetites = [self._of(slot).appetite for slot in slots]
             rooms = [min(room, appetite) for room, appetite in zip(rooms, appetites, strict=True)]
-        return self._drafter.propose_all(slots, rooms)
+        began = self._clock()
+        proposals = self._drafter.propose_all(slots, rooms)
+        self._drafting_s = self._clock() - began
+        self._priced.asked(rows, sum(rooms), self._drafting_s, caught_up=max(new) > self._k + 1)
+        return proposals
 
     def proposal(self, slot: int) -> np.ndarray:
         return np.array(self._of(slot).proposal.tokens, np.int32)
 
     def _tire(self, slot: int, count: int) -> None:
         drafted = self._of(slot)
-        drafted.idle = 0 if count else drafted.idle + 1
+        drafted.idle = 0 if count and not self._is_trial else drafted.idle + 1
         if not count:
             drafted.went(0)
         if self._lengths.adaptive and drafted.idle >= PATIENCE:
@@ -180,8 +210,7 @@ class Speculation:
     def _decode_plainly(self, slot: int) -> None:
         drafted = self._of(slot)
         self._table.alone[slot] = drafted.request.sampling.may_force
-        rest = drafted.rest if isinstance(self._drafter, BatchDrafter) else REHEARSED
-        self._due[slot] = self._table.known[slot] + rest
+        self._due[slot] = self._table.known[slot] + (REHEARSED if self._priced is None else REST)
 
     # ------------------------------------------------------------------ what came of them
 
@@ -192,7 +221,10 @@ class Speculation:
         if device_s > 0.0 and (plan.counts - plan.draft_counts == 1).all():
             plain_s = float(cost.seconds(np.array([plan.num_rows]))[0])
             gained = float(accepted[live].sum()) / plan.num_rows
-            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s
+            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s - self._drafting_s
+        if self._priced is not None:
+            drafts, right = int(plan.draft_counts.sum()), int(accepted[live].sum())
+            self._priced.verified(plan.num_rows, drafts, right)
         for row in np.flatnonzero(live & (plan.draft_counts > 0)).tolist():
             drafted = self._drafted[int(plan.slots[row])]
             count, right = int(plan.draft_counts[row]), int(accepted[row])
@@ -229,14 +261,18 @@ class Speculation:
         None if it was planned ahead."""
         self._lengths.cost.observe(tokens, device_s)
         if host_s is not None and device_s > 0.0:
-            self._lengths.cost.observe_host(host_s)
+            self._lengths.cost.observe_host(max(0.0, host_s - self._drafting_s))
+        if self._priced is not None:
+            self._priced.earn()
 
-    def _rise(self, slot: int) -> None:
-        """A drafter that has its price is tried again after a while, each time after a longer one."""
+    def _rise(self, slot: int, slots: np.ndarray, priced: PricedDrafts) -> None:
+        """Draft again for a request, one of `slots`, if that pays, or to see if it would: one at a time."""
         drafted = self._of(slot)
-        drafted.rest = min(2 * drafted.rest, LONGEST_REST)
-        drafted.idle, drafted.appetite = 0, 4
-        self._table.alone[slot] = True
+        self._due[slot] = self._table.known[slot] + REST
+        alone = self._table.alone
+        if priced.begins(len(slots), drafted.trials) or (not alone[slots].any() and priced.tries()):
+            drafted.idle, drafted.appetite = 0, 4
+            alone[slot] = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""
