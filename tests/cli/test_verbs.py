@@ -82,7 +82,7 @@ def test_a_damaged_model_is_refused_with_the_reason(penstock: Penstock, tmp_path
 def test_every_verb_has_help(penstock: Penstock) -> None:
     """Red if a verb is unregistered or its help fails to render."""
     top = penstock("--help").stdout
-    for verb in ("serve", "engine", "pull", "run", "chat", "batch", "bench", "doctor", "models"):
+    for verb in ("serve", "engine", "pull", "run", "chat", "batch", "bench", "doctor", "models", "tune"):
         assert re.search(rf"\b{verb}\b", top)
         assert penstock(verb, "--help").returncode == 0
     assert "--token-budget" in penstock("serve", "--help").stdout

@@ -175,8 +175,7 @@ def _show(found: Found, seconds: float) -> None:
 
 
 def _row(judged: Judged, total: int) -> tuple[str, ...]:
-    first = judged.layers == tuple(range(len(judged.layers)))
-    left = [str(layer) for layer in range(total) if layer not in judged.layers]
+    left = [layer for layer in range(total) if layer not in judged.layers]
     return (
         str(len(judged.layers)),
         f"{judged.survival[0]:.1%}",
@@ -184,8 +183,16 @@ def _row(judged: Judged, total: int) -> tuple[str, ...]:
         str(judged.k),
         f"{judged.tokens_per_round:.2f}",
         f"{judged.ratio:.2f}",
-        "all behind" if first else " ".join(left),
+        " ".join(_runs(left)),
     )
+
+
+def _runs(layers: list[int]) -> list[str]:
+    """`[2, 3, 4, 7] -> ["2-4", "7"]`."""
+    ends = [i for i, layer in enumerate(layers) if layer + 1 not in layers]
+    firsts = [0, *(end + 1 for end in ends[:-1])]
+    pairs = [(layers[first], layers[end]) for first, end in zip(firsts, ends, strict=True)]
+    return [f"{first}-{last}" if first < last else f"{first}" for first, last in pairs]
 
 
 def _save(output: Path, found: Found, workload: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from penstock.engine.drafts.lengths import CLEARLY, MARGIN, DraftLengths, StepCost, Trials
 
-TRIAL_SHARE = 0.005  # of the steps, for trials
+TRIAL_SHARE = 0.003  # of the steps, for trials
 TRIAL = 8.0  # steps of credit that a trial begins with, and an engine
 MOST_CREDIT = 32.0  # steps; gains beyond it count for nothing, losses after them would be seen late
 TRIAL_DRAFTS = 2  # the first says whether the drafter is right at all, the second whether it stays so
