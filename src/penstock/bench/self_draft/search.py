@@ -19,6 +19,7 @@ from msgspec import Struct
 from penstock.bench.self_draft.costs import draft_seconds, verify_seconds
 from penstock.bench.self_draft.places import Places
 from penstock.engine.drafts.model_drafter import greedy_with_layers
+from penstock.errors import ConfigError
 
 Layers = tuple[int, ...]
 LEAST_TRIED = 6  # layers of a level
@@ -53,9 +54,12 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 def find(places: Places, beam: int, goes_on: Callable[[], bool]) -> Found:
-    """beam: subsets of a size that are gone on from; goes_on: False when time is up."""
-    search = Search(places, beam, goes_on)
+    """beam: subsets of a size that are gone on from; goes_on: False when time is up. ConfigError for a model
+    of one layer."""
     total = len(places.model.spec.layers)
+    if total < 2:
+        raise ConfigError("self-draft: the model has one layer; there is none to leave out")
+    search = Search(places, beam, goes_on)
     exits = [
         search.judge(tuple(range(count))) for count in sorted({max(1, total * i // 6) for i in range(1, 6)})
     ]
