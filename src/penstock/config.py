@@ -231,6 +231,13 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[
         str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
     ] = None
+    database_url: Annotated[
+        str | None,
+        Meta(
+            description="stored responses and conversations: sqlite:///FILE or postgresql://USER@HOST/NAME; "
+            "None: SQLite in the data folder"
+        ),
+    ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )
@@ -250,6 +257,11 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="of penstock's own log")
     ] = "info"
+
+    def __post_init__(self) -> None:
+        scheme = (self.database_url or "sqlite:").partition(":")[0]
+        if scheme not in ("sqlite", "postgresql"):
+            raise ConfigError(f"database_url: {scheme!r}; use sqlite:///FILE or postgresql://USER@HOST/NAME")
 
 
 def build(cls: type[S], **values: Any) -> S:

@@ -19,7 +19,7 @@ def test_tuning_prints_a_table_and_keeps_what_it_found(
     prompts, report = tmp_path / "prompts.txt", tmp_path / "found.json"
     prompts.write_text("Once upon a time\n\nThe old lighthouse keeper\n")
     result = penstock(
-        "tune", "self-draft", tiny, "--prompts", prompts, "--tokens", 40, "--k", 2, "--output", report
+        "tune", "self-draft", tiny, "--prompts", prompts, "--tokens", 40, "--k", 2, "--report", report
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(report.read_text())["result"]
@@ -31,6 +31,18 @@ def test_tuning_prints_a_table_and_keeps_what_it_found(
         assert penstock("doctor", tiny, "--speculation", json.dumps(found["setting"])).returncode == 0
     else:
         assert found["setting"] is None and "none pays" in result.stdout
+
+
+def test_programs_are_told_in_one_record(penstock: Penstock, tiny: Path) -> None:
+    """Red if a program has to read what is meant for people."""
+    result = penstock(
+        *("tune", "self-draft", tiny, "--seconds", 1, "--tokens", 32, "--k", 1, "--output", "json")
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert 0 < len(told["layers"]) and (told["setting"] is None) == (
+        (told["measured_ratio"] or told["promised_ratio"]) <= 1.0
+    )
 
 
 @pytest.mark.parametrize(

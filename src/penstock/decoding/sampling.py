@@ -253,6 +253,10 @@ class Sampler:
             raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
         return row
 
+    def known(self, slot: int) -> int:
+        """How many tokens the slot's request has, those included that were forced."""
+        return self.row(slot).known
+
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
@@ -306,9 +310,12 @@ class Sampler:
 
     def _record(self, slots: np.ndarray, rows: list[Row], tokens: np.ndarray) -> None:
         for slot, row, token in zip(slots.tolist(), rows, tokens.tolist(), strict=True):
-            row.record(token)
-            if self._masks is not None:
-                self._masks.record(slot, token)
+            self._record_one(slot, row, token)
+
+    def _record_one(self, slot: int, row: Row, token: int) -> None:
+        row.record(token)
+        if self._masks is not None:
+            self._masks.record(slot, token)
 
     def seed(self, slot: int) -> int:
         """Of the slot's noise, 0 … 2**64 - 1."""
@@ -324,7 +331,8 @@ class Sampler:
             raise NonFiniteLogits([0], f"slot {slot}")
         if row.forced() not in (None, token):
             return False, None
-        if self._masks is not None and self._masks.any_of(slots) and not self._masks.allows(slot, token):
+        masks = self._masks
+        if masks is not None and masks.any_of(slots) and masks.take(slot, (token,)) is None:
             return False, None
         k = row.sampling.logprobs
         logprobs = self.prompt_logprobs(logits[None], tokens, k) if k >= 0 else None
@@ -344,8 +352,7 @@ class Sampler:
             if not forced:
                 break
             for token in forced:
-                row.record(token)
-                self._masks.record(slot, token)
+                self._record_one(slot, row, token)
             taken += forced
         return taken
 

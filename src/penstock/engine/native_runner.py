@@ -265,9 +265,11 @@ class NativeRunner:
         rows = np.flatnonzero(launched.by_host).astype(np.int32)
         if not len(rows):
             return
-        drafts = [plan.drafts_of(row) for row in rows.tolist()]
-        counts = np.array([len(each) for each in drafts], np.int32)
-        slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows] - counts
+        slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows]
+        drafts: Sequence[np.ndarray] = ()
+        if plan.draft_counts is not None:
+            drafts = [plan.drafts_of(row) for row in rows.tolist()]
+            positions = positions - plan.draft_counts[rows]
         places = launch.head_rows()[rows]
         drawn = self._verify(self._sampler, self._logits, places, slots, positions, drafts)
         self._requests.write_drawn(slots, positions, drawn.tokens)

@@ -230,10 +230,13 @@ class EngineService:
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]:
         preparer = self._ready_preparer(model)
         size = sum(len(message.text) for message in messages)
-        return await self._in_thread(size, preparer.chat_tokens, messages, tools, add_generation_prompt)
+        return await self._in_thread(
+            size, preparer.chat_tokens, messages, tools, add_generation_prompt, template_args
+        )
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         preparer = self._ready_preparer(model)

@@ -16,7 +16,7 @@ from penstock.decoding.drafting.acceptance import SyntheticAcceptance
 from penstock.decoding.params import RowLogprobs
 from penstock.decoding.sampling import BrokenRows
 from penstock.engine.request_rows import BROKEN, TokenSampler, draw
-from penstock.engine.verify import Drawn, filled, joined, verify
+from penstock.engine.verify import Drawn, filled, joined, unknown, verify
 
 log = logging.getLogger("penstock.engine")
 
@@ -41,10 +41,11 @@ def verify_synthetic(
     tokens: list[list[int]] = [[] for _ in slots]
     parts: dict[int, list[RowLogprobs]] = {}
     goes_on = []
-    for row, (slot, place) in enumerate(zip(slots.tolist(), places.tolist(), strict=True)):
-        count = acceptance.accepted(sampler.seed(slot), int(positions[row]), len(drafts[row]))
+    for row in unknown(sampler, slots, positions).tolist():
+        slot, drafted = int(slots[row]), drafts[row].tolist() if drafts else []
+        count = acceptance.accepted(sampler.seed(slot), int(positions[row]), len(drafted))
         found = parts[row] = []
-        if _take(sampler, logits[place:], slot, drafts[row][:count].tolist(), tokens[row], found):
+        if _take(sampler, logits[int(places[row]) :], slot, drafted[:count], tokens[row], found):
             goes_on.append(row)
     if goes_on:
         rows = np.array(goes_on, np.int32)

@@ -30,6 +30,7 @@ HOPE = 0.8  # how likely a draft is taken to be right before anything is known o
 AT_BEST = 0.95  # and of one that could be drafted for again
 PACE_WEIGHT = 0.15  # of the newest step in the running mean
 REHEARSED = 8  # tokens, the last of eight times the batch: each costs the planning thread time
+LONGEST_PAUSE = 16  # of these, the longer the less came of it
 REST = 64  # tokens after which it is asked whether a drafter that has its price would pay
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
@@ -37,7 +38,9 @@ STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 class _Drafted:
     """What is remembered of a request in a slot."""
 
-    __slots__ = ("appetite", "idle", "known", "pace", "proposal", "request", "trials")
+    __slots__ = (
+        "appetite", "gain", "idle", "known", "pace", "pause", "proposal", "request", "spent", "trials",
+    )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -46,10 +49,23 @@ class _Drafted:
         self.proposal = NOTHING
         self.trials = Trials()
         self.appetite = 4  # drafts to ask for where each has its price
-        self.pace = HOPE / (1 - HOPE)  # drafts that were right in a step, a running mean
+        self.pause = REHEARSED  # tokens
+        self.pace = 1.0  # drafts that were right in a step, or would have been: a running mean
+        self.begin()
+
+    def begin(self) -> None:
+        """It is drafted for from now on, and has to show that this pays."""
+        self.idle = 0
+        self.gain, self.spent = 1.0, 1.0  # drafts that were right, and all, in a step, idle ones too
 
     def went(self, accepted: int) -> None:
         self.pace += PACE_WEIGHT * (accepted - self.pace)
+
+    def stepped(self, drafts: int, accepted: int) -> None:
+        """A step of a request that is drafted for."""
+        self.went(accepted)
+        self.gain += PACE_WEIGHT * (accepted - self.gain)
+        self.spent += PACE_WEIGHT * (drafts - self.spent)
 
     @property
     def chance(self) -> float:
@@ -69,7 +85,9 @@ class Speculation:
         self._drafter = drafter
         self._k = k
         self._lengths = DraftLengths(adaptive)
-        self._priced = PricedDrafts(self._lengths, k) if isinstance(drafter, BatchDrafter) else None
+        self._features = drafter if isinstance(drafter, FeatureDrafter) else None
+        self._batch = drafter if isinstance(drafter, BatchDrafter) else None
+        self._priced = PricedDrafts(self._lengths, k) if self._batch is not None else None
         self._clock = clock
         self._drafting_s = 0.0  # of the step that was planned last
         self._is_trial = False  # … its drafts are to show whether they would pay
@@ -77,23 +95,32 @@ class Speculation:
         # Known tokens from which on one that decodes plainly is looked at.
         self._due = np.zeros(len(table.occupant), np.int32)
         self.stats = DraftStats(accepted=[0] * k)
+        self._is_wanted = False
 
     # ------------------------------------------------------------------ a resource
 
     def admit(self, slot: int, holder: Any) -> int:
         drafted = self._drafted[slot] = _Drafted(holder)
         self._due[slot] = len(holder.known) + REHEARSED
-        if isinstance(self._drafter, FeatureDrafter):
+        if self._features is not None:
             self._catch_up(slot, drafted)
             if drafted.request.cache_store:
-                self._drafter.keep(slot)
+                self._features.keep(slot)
         rows = int(np.count_nonzero(self._table.active))
-        if self._priced is None:
-            begins = self._lengths.pays(rows, self._k, HOPE)
-        else:
-            begins = self._priced.begins(rows, drafted.trials)
-        self._table.alone[slot] |= begins
+        self._table.alone[slot] = self._begins(slot, drafted, rows)
         return len(holder.known)
+
+    def _begins(self, slot: int, drafted: _Drafted, rows: int) -> bool:
+        """Whether to draft from the first token on. A drafter that looks things up has nothing yet for most
+        requests, and what it will have shows when it is tried on the answer."""
+        if self._priced is not None:
+            return self._priced.begins(rows, drafted.trials)
+        if not self._lengths.adaptive:
+            return True
+        if not self._lengths.pays(rows, self._k, HOPE):
+            return False
+        self._catch_up(slot, drafted)
+        return bool(self._drafter.propose(slot, self._k).tokens)
 
     def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
         return np.zeros(len(slots), bool)
@@ -137,11 +164,12 @@ class Speculation:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
         self._drafting_s = 0.0
-        # A grammar may have forced tokens since the last step: then more than one is to be computed.
-        whole = (
-            (demand > 0) & (table.pending[rows] == 0) & (table.planned[rows] + demand == table.known[rows])
-        )
-        candidates = np.flatnonzero(whole & table.alone[rows]).tolist()
+        # A grammar may have forced tokens since the last step: then more than one is to be computed. A
+        # drafter that reads hidden states needs those of all but the last.
+        wants = demand == 1 if self._features is not None else demand > 0
+        whole = wants & (table.planned[rows] + demand == table.known[rows])
+        idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
+        candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
@@ -164,9 +192,9 @@ class Speculation:
             chosen = [len(each) for each in survivals]  # what was worth its price is worth its place
         for i, slot, count in zip(wanted, slots, chosen, strict=True):
             counts[i] = count
-            if isinstance(self._drafter, FeatureDrafter):
-                self.stats.missing += self._drafter.missing(slot)
-            self._tire(slot, count)
+            if self._features is not None:
+                self.stats.missing += self._features.missing(slot)
+            self._tire(slot, count, len(rows))
         return counts
 
     def _most(self, slots: list[int], rows: int) -> int:
@@ -177,6 +205,12 @@ class Speculation:
         self._is_trial = not most
         return most or (TRIAL_DRAFTS if self._priced.goes_on() else 0)
 
+    def takes_over(self) -> bool:
+        """Whether a request that decodes plainly is drafted for from now on, since the last call: its window
+        in flight should end."""
+        wanted, self._is_wanted = self._is_wanted, False
+        return wanted
+
     def _has_answered(self, slot: int) -> bool:
         return int(self._table.known[slot]) > self._of(slot).request.prompt_len
 
@@ -184,14 +218,14 @@ class Speculation:
         new = [int(self._table.known[slot]) - max(0, self._of(slot).known) for slot in slots]
         for slot in slots:
             self._catch_up(slot, self._of(slot))
-        if self._priced is None or not isinstance(self._drafter, BatchDrafter):
+        if self._priced is None or self._batch is None:
             return [self._drafter.propose(slot, room) for slot, room in zip(slots, rooms, strict=True)]
         if self._lengths.adaptive:
             # Each draft has its price here: no more than were of use lately, and one or two to find out more.
             appetites = [self._of(slot).appetite for slot in slots]
             rooms = [min(room, appetite) for room, appetite in zip(rooms, appetites, strict=True)]
         began = self._clock()
-        proposals = self._drafter.propose_all(slots, rooms)
+        proposals = self._batch.propose_all(slots, rooms)
         self._drafting_s = self._clock() - began
         self._priced.asked(rows, sum(rooms), self._drafting_s, caught_up=max(new) > self._k + 1)
         return proposals
@@ -199,18 +233,22 @@ class Speculation:
     def proposal(self, slot: int) -> np.ndarray:
         return np.array(self._of(slot).proposal.tokens, np.int32)
 
-    def _tire(self, slot: int, count: int) -> None:
+    def _tire(self, slot: int, count: int, rows: int) -> None:
         drafted = self._of(slot)
         drafted.idle = 0 if count and not self._is_trial else drafted.idle + 1
         if not count:
-            drafted.went(0)
-        if self._lengths.adaptive and drafted.idle >= PATIENCE:
+            drafted.stepped(0, 0)
+        if not self._lengths.adaptive:
+            return
+        keeps_up = self._priced is not None or self._lengths.keeps_up(rows, drafted.gain, drafted.spent)
+        if drafted.idle >= PATIENCE or not keeps_up:
             self._decode_plainly(slot)
 
     def _decode_plainly(self, slot: int) -> None:
         drafted = self._of(slot)
-        self._table.alone[slot] = drafted.request.sampling.may_force
+        self._table.alone[slot] = False
         self._due[slot] = self._table.known[slot] + (REHEARSED if self._priced is None else REST)
+        drafted.begin()
 
     # ------------------------------------------------------------------ what came of them
 
@@ -236,7 +274,7 @@ class Speculation:
                 continue
             drafted.request.drafts = (count, right)
             drafted.appetite = max(2, right + 2)
-            drafted.went(right)
+            drafted.stepped(count, right)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
 
     def computed(
@@ -244,8 +282,7 @@ class Speculation:
     ) -> None:
         """Steps of a plan from number `index` on gave `results`. bool[R]: rows whose requests are still
         there; int32[n]: tokens of each such row that are verified."""
-        drafter = self._drafter
-        if not isinstance(drafter, FeatureDrafter):
+        if self._features is None:
             return
         for row, count in zip(np.flatnonzero(live).tolist(), counts.tolist(), strict=True):
             slot = int(plan.slots[row])
@@ -254,7 +291,7 @@ class Speculation:
                 continue
             parts = [result.features[row][:count] for result in results[: 1 if plan.window == 1 else count]]
             self._catch_up(slot, drafted)
-            drafter.feed(slot, int(plan.starts[row]) + index, np.concatenate(parts))
+            self._features.feed(slot, int(plan.starts[row]) + index, np.concatenate(parts))
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
         """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
@@ -271,14 +308,15 @@ class Speculation:
         self._due[slot] = self._table.known[slot] + REST
         alone = self._table.alone
         if priced.begins(len(slots), drafted.trials) or (not alone[slots].any() and priced.tries()):
-            drafted.idle, drafted.appetite = 0, 4
-            alone[slot] = True
+            drafted.appetite = 4
+            alone[slot] = self._is_wanted = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""
         drafted = self._of(slot)
         known = int(self._table.known[slot])
-        self._due[slot] = known + REHEARSED * rows
+        self._due[slot] = known + drafted.pause * rows
+        drafted.pause = min(2 * drafted.pause, LONGEST_PAUSE)
         if drafted.known < 0:
             self._catch_up(slot, drafted)
             return
@@ -296,8 +334,8 @@ class Speculation:
             at += len(new)
         drafted.known = known
         if self._lengths.pays(rows, self._k, drafted.chance):
-            drafted.idle = 0
-            self._table.alone[slot] = True
+            drafted.pause = REHEARSED
+            self._table.alone[slot] = self._is_wanted = True
 
     def _catch_up(self, slot: int, drafted: _Drafted) -> None:
         """The drafter learns of the tokens that it does not know."""
