@@ -40,7 +40,7 @@ def test_programs_are_told_in_one_record(penstock: Penstock, tiny: Path) -> None
     )
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
-    assert 0 < len(told["layers"]) and (told["setting"] is None) == (
+    assert len(told["layers"]) > 0 and (told["setting"] is None) == (
         (told["measured_ratio"] or told["promised_ratio"]) <= 1.0
     )
 
