@@ -1,10 +1,10 @@
 """The hot route: a body becomes a Call, the service's events become a stream or one JSON body.
 
 The order, for every call: read the body → Call → open the service's stream → wait for its first event
-(so that an early error keeps its HTTP status), but no longer than `keepalive_s` → answer. From the moment the body is read a watcher
-waits for the client's departure, in both modes, before and after the first token; when it comes,
-the service's iterator is closed at once. A stream that has begun always ends well-formed: a finish
-for each choice, or one `error` frame, then `[DONE]`.
+(so that an early error keeps its HTTP status), a streaming one no longer than `keepalive_s` → answer.
+From the moment the body is read a watcher waits for the client's departure, in both modes, before and
+after the first token; when it comes, the service's iterator is closed at once. A stream that has begun
+always ends well-formed: a finish for each choice, or one `error` frame, then `[DONE]`.
 """
 
 from __future__ import annotations
