@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from itertools import permutations
 from types import ModuleType
 from typing import Any
@@ -53,12 +54,13 @@ CALLS = {
     "ollama": ollama_strategies.chat_call().filter(lambda call: call.messages),
 }
 
-# Hints and labels, by the format that has no place for them.
+# Hints and labels, by the format that has no place for them. "place": of images among text; "no limit": the
+# format wants one.
 LEFT_BEHIND = {
-    "chat": {"is_error", "signature", "continue_final"},
-    "responses": {"is_error", "name", "continue_final", "redacted"},
-    "anthropic": {"name", "detail", "unsigned reasoning", "template", "form_name"},
-    "ollama": {"name", "detail", "signature", "media_type", "form_name", "strict", "continue_final"},
+    "chat": {"is_error", "signature"},
+    "responses": {"is_error", "redacted"},
+    "anthropic": {"detail", "unsigned reasoning", "no limit"},
+    "ollama": {"detail", "signature", "media_type", "place"},
 }
 
 
@@ -78,15 +80,22 @@ def meaning(call: Call, left: set[str]) -> dict[str, Any]:
                 tool.name,
                 tool.description or "",
                 _parameters(tool.parameters),
-                tool.strict and "strict" not in left,
+                tool.strict,
             )
             for tool in call.tools
         ],
         "choice": call.tool_choice or "auto",
         "parallel": call.parallel_tool_calls is not False,
         "form": (kind, form.schema or {}) if form is not None and kind == "json_schema" else (kind, {}),
-        "sampling": msgspec.structs.replace(call.sampling, top_k=max(call.sampling.top_k, 0)),
+        "sampling": _sampling(call.sampling, left),
     }
+
+
+def _sampling(sampling: SamplingParams, left: set[str]) -> SamplingParams:
+    limit = sampling.max_tokens
+    if limit is None and "no limit" in left:
+        limit = anthropic_messages.MAX_TOKENS_UPSTREAM
+    return msgspec.structs.replace(sampling, top_k=max(sampling.top_k, 0), max_tokens=limit)
 
 
 def _parameters(schema: dict[str, Any] | None) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def _turns(call: Call, left: set[str]) -> list[tuple[str, list[Any]]]:
     turns: list[tuple[str, list[Any]]] = []
     for message in call.messages:
         role = "system" if message.role == "developer" else message.role
-        atoms = [atom for part in message.parts if (atom := _atom(part, left)) is not None]
+        atoms = _atoms(message.parts, left)
         if turns and turns[-1][0] == role:
             turns[-1][1].extend(atoms)
         elif atoms:
@@ -110,6 +119,11 @@ def _turns(call: Call, left: set[str]) -> list[tuple[str, list[Any]]]:
         if joined:
             found.append((role, joined))
     return found
+
+
+def _atoms(parts: Iterable[Part], left: set[str]) -> list[Any]:
+    atoms = [atom for part in parts if (atom := _atom(part, left)) is not None]
+    return sorted(atoms, key=lambda atom: atom[0] == "image") if "place" in left else atoms
 
 
 def _atom(part: Part, left: set[str]) -> Any:
@@ -124,8 +138,12 @@ def _atom(part: Part, left: set[str]) -> Any:
     if isinstance(part, ToolCallPart):
         return ("call", part.id, part.name, _json(part.arguments))
     if isinstance(part, ToolResultPart):
-        content = [atom for item in part.content if (atom := _atom(item, left)) is not None]
-        return ("result", part.id, _joined(content), part.is_error and "is_error" not in left)
+        return (
+            "result",
+            part.id,
+            _joined(_atoms(part.content, left)),
+            part.is_error and "is_error" not in left,
+        )
     return ("image", *_image(part, left), None if "detail" in left else part.detail)
 
 
