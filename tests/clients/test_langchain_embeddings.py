@@ -18,7 +18,6 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 
 from penstock.config import ServerSettings
 from support.threaded_server import live_servers
-from support.tiny_encoders import make_tiny_encoder
 
 MODEL = "tiny-bert"
 
@@ -31,6 +30,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from support.tiny_encoders import make_tiny_encoder
+
     path = tmp_path_factory.mktemp("models") / MODEL
     path.mkdir()
     make_tiny_encoder("bert-mean", path)
