@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from penstock.simulate.scripted.service import ScriptedModelService
 from penstock.simulate.scripted.tokens import pieces_of, text_of, token_of
 from penstock.wire.fold import Fold
 
-PAGE = Path(__file__).parents[2] / "docs" / "scripted.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "scripted.md"
 WEATHER = ToolSpec("get_weather", parameters={"type": "object"})
 
 
@@ -290,7 +292,11 @@ def test_flags_of_an_engine_are_refused(tmp_path):
         (("run", name, "hello"), "penstock serve"),
     ):
         result = subprocess.run(
-            [sys.executable, "-m", "penstock", *words], check=False, capture_output=True, text=True
+            [sys.executable, "-m", "penstock", *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 2, result.stderr
         assert expected in result.stderr
