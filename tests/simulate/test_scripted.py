@@ -289,7 +289,7 @@ def test_flags_of_an_engine_are_refused(tmp_path):
     for words, expected in (
         (("serve", name, "--kv-bytes", "1G"), "kv_bytes"),
         (("serve", f"{name}x"), "no such file"),
-        (("run", name, "hello"), "penstock serve"),
+        (("run", "--model", name, "hello"), "penstock serve"),
     ):
         result = subprocess.run(
             [sys.executable, "-m", "penstock", *words],
