@@ -48,7 +48,10 @@ class UnionBackend:
                 self._count(spec, backend.name, refusals[0][1].message)
             return compiled
         first = refusals[0][1]
-        others = "".join(f"; {name} says: {refusal.message}" for name, refusal in refusals[1:])
+        others = "".join(
+            f"; {name} says: {refusal.message.removeprefix(f'{refusal.param}: ')}"
+            for name, refusal in refusals[1:]
+        )
         raise InvalidRequest(first.message + others, param=first.param, code=first.code)
 
     def _count(self, spec: GrammarSpec, name: str, refusal: str) -> None:

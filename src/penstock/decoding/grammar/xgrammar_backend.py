@@ -152,13 +152,13 @@ class XGrammarBackend:
         try:
             source = source_of(spec, self._vocabulary().size)
         except UnkeptError as reason:
-            raise refusal(spec, f"{reason} (xgrammar)") from None
+            raise refusal(spec, str(reason)) from None
         try:
             if source.notation == "lark":
                 return _Compiled(compiler.compile_lark(source.text), tokens)
             return _Compiled(compiler.compile_grammar(source.text), tokens)
         except Exception as error:  # noqa: BLE001  whatever the library has against the grammar
-            raise refusal(spec, f"{_reason(error)} (xgrammar)") from None
+            raise refusal(spec, _reason(error)) from None
 
     def _compiler(self) -> tuple[Any, _Tokens]:
         """Made on first use: the library brings torch with it, which takes seconds."""

@@ -8,7 +8,7 @@ character, one rule a state, do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import TypeVar
 
 from msgspec import Struct
@@ -18,6 +18,7 @@ from penstock.decoding.grammar.ebnf.expressions import Chars, Choice, Edge, Node
 from penstock.decoding.grammar.ebnf.rules import UnkeptError
 
 MAX_STATES = 1000
+KNOWN = 256  # automata that are kept for the next schema
 _MOST_REDUCED = 300  # states: beyond it equal ones are not looked for
 Step = tuple[Characters, int]
 Key = TypeVar("Key", bound=Hashable)
@@ -91,7 +92,7 @@ class _LoopError(Exception):
 NOTHING = Automaton(((),), frozenset())
 
 
-@cache
+@lru_cache(maxsize=KNOWN)
 def of_expression(node: Node) -> Automaton:
     """Raises UnkeptError if it has more than MAX_STATES states."""
 
@@ -117,18 +118,22 @@ def of_words(words: frozenset[str], depth: int) -> Automaton:
     """`words`, and all texts that begin with the first `depth` characters of one of them."""
     everything = ~characters()
 
-    def expand(state: tuple[int, frozenset[str]]) -> tuple[bool, list[tuple[Characters, tuple[int, frozenset[str]]]]]:
+    def expand(
+        state: tuple[int, frozenset[str]],
+    ) -> tuple[bool, list[tuple[Characters, tuple[int, frozenset[str]]]]]:
         at, left = state
         if at == depth:
             return True, [(everything, state)]
         heads = {word[0] for word in left if word}
-        behind = [(characters(head), (at + 1, frozenset(w[1:] for w in left if w[:1] == head))) for head in heads]
+        behind = [
+            (characters(head), (at + 1, frozenset(w[1:] for w in left if w[:1] == head))) for head in heads
+        ]
         return "" in left, behind
 
     return _built((0, words), expand)
 
 
-@cache
+@lru_cache(maxsize=KNOWN)
 def intersection(one: Automaton, other: Automaton) -> Automaton:
     """Texts that match both. Raises UnkeptError."""
 
@@ -144,7 +149,7 @@ def intersection(one: Automaton, other: Automaton) -> Automaton:
     return _built((0, 0), expand)
 
 
-@cache
+@lru_cache(maxsize=KNOWN)
 def difference(one: Automaton, other: Automaton) -> Automaton:
     """Texts that match the one and not the other. Raises UnkeptError."""
 

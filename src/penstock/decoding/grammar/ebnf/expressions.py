@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -27,6 +27,7 @@ from penstock.decoding.grammar.ebnf.rules import UnkeptError
 
 MAX_REPEATS = 128  # beyond it the library counts as it goes, and a mask takes a parser's time
 _MAX_ALTERNATIVES = 64
+KNOWN = 256  # expressions that are kept for the next schema
 _CLASSES = {"d": DIGITS, "w": WORD, "s": SPACE}
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
 _QUANTIFIER = re.compile(r"\{(\d+)(,(\d*))?\}")
@@ -64,13 +65,13 @@ Node = Chars | Edge | Sequence | Choice | Repeat
 ANYTHING = Repeat(Chars(EVERY), 0, None)
 
 
-@cache
+@lru_cache(maxsize=KNOWN)
 def searched(source: str) -> Node:
     """The texts in which `source` is found somewhere, as JSON Schema means its patterns. Raises UnkeptError."""
     return _without_edges(_Reader(source).read(), ANYTHING)
 
 
-@cache
+@lru_cache(maxsize=KNOWN)
 def whole(source: str) -> Node:
     """The texts that `source` matches from end to end. Raises UnkeptError."""
     return _without_edges(_Reader(source).read(), None)

@@ -68,7 +68,9 @@ class Document:
 
     def of(self, *schemas: Any) -> Conjunction:
         """All of `schemas`. What is always true says nothing."""
-        return frozenset(Part(self._number(schema)) for schema in schemas if schema is not True and schema != {})
+        return frozenset(
+            Part(self._number(schema)) for schema in schemas if schema is not True and schema != {}
+        )
 
     def shapes(self, conjunction: Conjunction) -> tuple[Shape, ...]:
         """Whose union is valid; none if nothing is. Raises UnkeptError."""
@@ -164,7 +166,9 @@ class Document:
                     else:
                         others[place] = options[place]
             try:
-                excluded = [self._kept({"anyOf": negated(other, self._resolved)}) for other in others.values()]
+                excluded = [
+                    self._kept({"anyOf": negated(other, self._resolved)}) for other in others.values()
+                ]
             except UnkeptError as reason:
                 raise UnkeptError(f"oneOf: its branches are not told apart ({reason})") from None
             left = [] if kinds == set(by_type[at]) else [self._kept({"type": sorted(kinds)})]
@@ -228,7 +232,9 @@ class Document:
             found.append(self._text(schemas))
         if "number" in kinds:
             found.append(_number(schemas, whole_only))
-        plain = [value for value, kind in ((True, "boolean"), (False, "boolean"), (None, "null")) if kind in kinds]
+        plain = [
+            value for value, kind in ((True, "boolean"), (False, "boolean"), (None, "null")) if kind in kinds
+        ]
         found.append(Literals(tuple(plain)) if plain else None)
         return [shape for shape in found if shape is not None]
 
@@ -301,7 +307,9 @@ class Document:
 
     def _object(self, schemas: list[Any]) -> Object | None:
         required = dict.fromkeys(
-            name for schema in schemas if "required" in schema
+            name
+            for schema in schemas
+            if "required" in schema
             for name in keywords.names("required", schema["required"])
         )
         listed = [keywords.named_schemas(schema, "properties") for schema in schemas]
@@ -309,7 +317,9 @@ class Document:
             {of_expression(_read("patternProperties", source)): inner for source, inner in properties.items()}
             for properties in (keywords.named_schemas(schema, "patternProperties") for schema in schemas)
         ]
-        additional = [keywords.one_schema("additionalProperties", s.get("additionalProperties", True)) for s in schemas]
+        additional = [
+            keywords.one_schema("additionalProperties", s.get("additionalProperties", True)) for s in schemas
+        ]
         names = self._names(schemas)
         listed_names = dict.fromkeys([*(name for properties in listed for name in properties), *required])
         members = []
@@ -359,7 +369,9 @@ class Document:
         asked = [schema["propertyNames"] for schema in schemas if "propertyNames" in schema]
         if not asked:
             return None
-        shapes = self.shapes(self.of({"type": "string"}, *(keywords.one_schema("propertyNames", s) for s in asked)))
+        shapes = self.shapes(
+            self.of({"type": "string"}, *(keywords.one_schema("propertyNames", s) for s in asked))
+        )
         if len(shapes) != 1 or not isinstance(shapes[0], Text):
             raise UnkeptError("propertyNames: names that are not one pattern or length")
         return shapes[0]

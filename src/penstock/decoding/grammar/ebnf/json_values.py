@@ -85,7 +85,9 @@ class JsonValues:
 
     def _enclosed(self, begin: str, parts: Sequence[str], end: str) -> str:
         inner = f" {self.comma} ".join(parts)
-        return " ".join(filter(None, [literal(begin), self.space, inner, self.space if inner else "", literal(end)]))
+        return " ".join(
+            filter(None, [literal(begin), self.space, inner, self.space if inner else "", literal(end)])
+        )
 
     # -------------------------------------------------------------------------- strings and numbers
 
@@ -143,7 +145,11 @@ class JsonValues:
         """A list of few possible values: a rule for each set of those that are left."""
         shapes = () if array.rest is None else self._possible.shapes(array.rest)
         values = [value for shape in shapes if isinstance(shape, Literals) for value in shape.values]
-        if array.prefix or len(values) > _MAX_UNIQUE or not all(isinstance(shape, Literals) for shape in shapes):
+        if (
+            array.prefix
+            or len(values) > _MAX_UNIQUE
+            or not all(isinstance(shape, Literals) for shape in shapes)
+        ):
             raise UnkeptError(f"uniqueItems: of anything but {_MAX_UNIQUE} values")
         most = len(values) if array.most is None else min(array.most, len(values))
         made: dict[frozenset[int], str] = {}
@@ -154,7 +160,9 @@ class JsonValues:
                 options = [f'{self.space} "]"'] if taken >= array.least else []
                 if taken < most:
                     separator = self.comma if taken else self.space
-                    options += [f"{separator} {self.literal(values[at])} {behind(left - {at})}" for at in left]
+                    options += [
+                        f"{separator} {self.literal(values[at])} {behind(left - {at})}" for at in left
+                    ]
                 made[left] = self._rules.made(" | ".join(options))
             return made[left]
 
@@ -216,7 +224,9 @@ class _Members:
     def _further_member(self) -> str | None:
         shape, values = self._shape, self._values
         kinds = [
-            (values.matching_name(shape, pattern), value) for pattern, value in shape.patterns if value is not None
+            (values.matching_name(shape, pattern), value)
+            for pattern, value in shape.patterns
+            if value is not None
         ]
         if shape.others is not None:
             kinds.append((values.other_name(shape), shape.others))

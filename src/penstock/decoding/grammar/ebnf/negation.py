@@ -66,7 +66,9 @@ class _Negation:
         elif keyword == "type":
             yield from self._types()
         elif keyword in ("const", "enum"):
-            yield from _without([schema["const"]] if keyword == "const" else keywords.literals({"enum": schema["enum"]})[0])
+            yield from _without(
+                [schema["const"]] if keyword == "const" else keywords.literals({"enum": schema["enum"]})[0]
+            )
         elif keyword == "required":
             for name in keywords.names(keyword, schema[keyword]):
                 yield {"type": "object", "properties": {name: False}}

@@ -180,7 +180,9 @@ def _positive(bounds: Bounds, places: int) -> str | None:
     fraction = _Fractions(low_digits, high_digits, bounds, min(places, exact))
     parts = [(str(low), fraction.text(True, low == high))]
     if high is None or high > low + 1:
-        parts.append((_naturals(low + 1, None if high is None else high - 1) or "", fraction.text(False, False)))
+        parts.append(
+            (_naturals(low + 1, None if high is None else high - 1) or "", fraction.text(False, False))
+        )
     if high is not None and high > low:
         parts.append((str(high), fraction.text(False, True)))
     found = [whole + tail for whole, tail in parts if tail is not None]

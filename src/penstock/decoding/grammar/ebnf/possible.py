@@ -42,7 +42,8 @@ class Possible:
         if sum(member.required for member in members) < sum(member.required for member in shape.members):
             return None
         patterns = tuple(
-            (names, value if value is not None and self.of(value) else None) for names, value in shape.patterns
+            (names, value if value is not None and self.of(value) else None)
+            for names, value in shape.patterns
         )
         others = shape.others if shape.others is not None and self.of(shape.others) else None
         return replace(shape, members=members, patterns=patterns, others=others)

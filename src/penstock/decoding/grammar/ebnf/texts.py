@@ -43,7 +43,11 @@ class Texts:
             self._known[key] = names[0]
             for state, steps in enumerate(automaton.steps):
                 self._rules.spend(sum(map(_milliseconds, steps)))
-                options = [f"{one_of(shown)} {names[to]}" for chars, to in steps if (shown := _shown(chars, is_json)).ranges]
+                options = [
+                    f"{one_of(shown)} {names[to]}"
+                    for chars, to in steps
+                    if (shown := _shown(chars, is_json)).ranges
+                ]
                 if is_json and (escapes := self._escapes(steps, names)):
                     options.append(f"{_BACKSLASH} {self._rules.made(escapes)}")
                 if state in automaton.ends:
