@@ -3,7 +3,7 @@
 // A launch is one step of any rows, or a window: decode steps of one token a row, one after the other, the
 // drawn token of a step being the input of the next. Rows that drew a stop token are left out from then on.
 // Every step is published as it comes; `cut` ends a window after the step that runs. Rows that only the host
-// can draw (penalties, masks) are left to it: see `attended`.
+// can draw (grammars, thinking budgets) are left to it: see `attended`.
 //
 // Threads: one launches and waits, one runs (`next`, `run`, `write`, `admit`). A launch's plan is read by
 // both and written by none; a step's results are written before it is published and not after.
@@ -17,8 +17,9 @@
 #include <string>
 #include <vector>
 
+#include "core/acceptance.h"
 #include "core/executor.h"
-#include "core/sample.h"
+#include "core/sampler.h"
 
 namespace penstock {
 
@@ -120,7 +121,8 @@ struct RequestMemory {
 
 class StepQueue {
  public:
-  StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory);
+  // acceptance: by which drafts count where it is on; else those count that are what is drawn.
+  StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory, SyntheticAcceptance acceptance);
 
   // Throws std::invalid_argument for rows, slots or places that do not exist; nothing is launched then.
   std::shared_ptr<Launch> launch(LaunchPlan plan, bool attended, bool held);
@@ -138,12 +140,14 @@ class StepQueue {
   void check(const LaunchPlan& plan) const;
   bool gather(const Launch& launch, int step, StepOutput& output);
   void draw(const Launch& launch, StepOutput& output);
+  void draw_by_chance();
   bool keep(int32_t token, int32_t row, int32_t position, const Launch& launch, StepOutput& output);
   void add_logprobs(StepOutput& output, const Launch& launch);
 
   Executor* executor_;
   SamplerTable* sampler_;
   RequestMemory memory_;
+  SyntheticAcceptance acceptance_;
   std::vector<SlotState> slots_;
 
   std::mutex mutex_;

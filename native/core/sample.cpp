@@ -399,8 +399,8 @@ void Scratch::reserve(int vocab) {
   capacity_ = vocab;
 }
 
-uint64_t noise_bits(uint64_t seed, uint32_t position) {
-  uint32_t c[4] = {position, 0, 0, 0};
+uint64_t noise_bits(uint64_t seed, uint32_t position, uint32_t stream) {
+  uint32_t c[4] = {position, stream, 0, 0};
   uint32_t k[2] = {uint32_t(seed), uint32_t(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t left = uint64_t(c[0]) * 0xD2511F53u, right = uint64_t(c[2]) * 0xCD9E8D57u;
@@ -438,6 +438,23 @@ int32_t sample_row(const float* logits, int vocab, const SampleParams& params, u
   return row.draw(noise);
 }
 
+namespace {
+
+void best_of(Row& row, const float* logits, int k, int32_t* ids, Scratch& scratch) {
+  row.top_k_of_row(k);
+  std::copy_n(scratch.ids.get(), k, ids);
+  std::sort(ids, ids + k, [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+}
+
+}  // namespace
+
+void best_of_row(const float* logits, int vocab, int k, int32_t* ids, Scratch& scratch) {
+  Row row(logits, vocab, scratch);
+  best_of(row, logits, k, ids, scratch);
+}
+
+bool row_is_sound(const float* logits, int vocab, Scratch& scratch) { return Row(logits, vocab, scratch).sound(); }
+
 bool row_logprobs(const float* logits, int vocab, int32_t token, int k, float* chosen, int32_t* ids, float* values,
                   Scratch& scratch) {
   Row row(logits, vocab, scratch);
@@ -445,76 +462,9 @@ bool row_logprobs(const float* logits, int vocab, int32_t token, int k, float* c
   const float normalizer = float(double(row.peak()) + std::log(double(row.exact_total()) * kUnit));
   if (chosen) *chosen = logits[token] - normalizer;
   if (k == 0) return true;
-  row.top_k_of_row(k);
-  std::copy_n(scratch.ids.get(), k, ids);
-  std::sort(ids, ids + k, [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+  best_of(row, logits, k, ids, scratch);
   for (int i = 0; i < k; ++i) values[i] = logits[ids[i]] - normalizer;
   return true;
-}
-
-SamplerTable::SamplerTable(int slots, const KernelTable* kernels, std::shared_ptr<ThreadPool> pool)
-    : params_(size_t(slots)), pool_(std::move(pool)) {
-  for (int i = 0; i < (pool_ ? pool_->size() : 1); ++i) scratch_.emplace_back(kernels);
-}
-
-// work(i, scratch) for i < n, on the pool's threads.
-template <typename Work>
-void SamplerTable::each(int n, Work work) {
-  if (!pool_ || n < 2) {
-    for (int i = 0; i < n; ++i) work(i, scratch_[0]);
-    return;
-  }
-  struct Job {
-    SamplerTable* table;
-    Work* work;
-    int n;
-  } job{this, &work, n};
-  pool_->run(
-      1,
-      [](void* arg, Team& team, int thread) {
-        Job& job = *static_cast<Job*>(arg);
-        for (int i = team.claim(0, 0); i < job.n; i = team.claim(0, 0)) (*job.work)(i, job.table->scratch(thread));
-      },
-      &job);
-}
-
-// `row` with -inf for every token whose bit is not set; `row` itself if all are.
-static const float* masked_row(const float* row, int vocab, const int32_t* mask, std::vector<float>& out) {
-  const int words = (vocab + 31) / 32;
-  if (std::all_of(mask, mask + words, [](int32_t word) { return word == -1; })) return row;
-  out.resize(size_t(vocab));
-  for (int w = 0; w < words; ++w) {
-    const int first = 32 * w, last = std::min(first + 32, vocab);
-    const uint32_t word = uint32_t(mask[w]);
-    float* to = out.data() + first;
-    if (word == 0xFFFFFFFFu) {
-      std::copy(row + first, row + last, to);
-    } else if (word == 0) {
-      std::fill(to, to + (last - first), -kInfinity);
-    } else {  // branchless: compilers make vectors of it
-      for (int bit = 0; bit < last - first; ++bit) to[bit] = (word >> bit) & 1 ? row[first + bit] : -kInfinity;
-    }
-  }
-  return out.data();
-}
-
-void SamplerTable::sample(const float* logits, int vocab, const int32_t* rows, const int32_t* slots,
-                          const int32_t* positions, const int32_t* masks, int n, int32_t* tokens) {
-  const int words = (vocab + 31) / 32;
-  each(n, [&](int i, Scratch& scratch) {
-    const float* row = logits + int64_t(rows[i]) * vocab;
-    if (masks) row = masked_row(row, vocab, masks + int64_t(i) * words, scratch.masked);
-    tokens[i] = sample_row(row, vocab, params(slots[i]), uint32_t(positions[i]), scratch);
-  });
-}
-
-void SamplerTable::logprobs(const float* logits, int vocab, const int32_t* rows, const int32_t* tokens,
-                            const int32_t* ks, int n, int stride, float* chosen, int32_t* ids, float* values,
-                            bool* sound) {
-  each(n, [&](int i, Scratch& scratch) {
-    sound[i] = row_logprobs(logits + int64_t(rows[i]) * vocab, vocab, tokens[i], ks[i], chosen + i,
-                            ids + int64_t(i) * stride, values + int64_t(i) * stride, scratch);
-  });
 }
 
 }  // namespace penstock

@@ -1,4 +1,4 @@
-// The sampler of plain rows: temperature, top-k, top-p, min-p, typical-p and the draw, as
+// A token of a row of scores: temperature, top-k, top-p, min-p, typical-p and the draw, as
 // penstock.decoding.sampling defines them, and log-probabilities as penstock.decoding.logprobs does.
 //
 // Tokens are those of the Python sampler: sets are defined by an order (score, then id) and sums of whole
@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "core/kernels.h"
-#include "core/pool.h"
 
 namespace penstock {
 
@@ -51,7 +50,7 @@ class Scratch {
   std::unique_ptr<int16_t[]> buckets;
   int64_t bucket_sums[kBuckets + 1];
   std::vector<Item> border;
-  std::vector<float> masked;  // a row of logits whose tokens may not all come
+  std::vector<float> edited;  // what is drawn from in place of a row of logits
 
  private:
   int capacity_ = 0;
@@ -66,40 +65,14 @@ int32_t sample_row(const float* logits, int vocab, const SampleParams& params, u
 bool row_logprobs(const float* logits, int vocab, int32_t token, int k, float* chosen, int32_t* ids, float* values,
                   Scratch& scratch);
 
+// ids [k]: as above, of logits without NaN.
+void best_of_row(const float* logits, int vocab, int k, int32_t* ids, Scratch& scratch);
+
+// Whether there is no NaN and the maximum is finite.
+bool row_is_sound(const float* logits, int vocab, Scratch& scratch);
+
 // A multiple of 2^-53 in [0, 1), as its 53 bits: Philox4x32-10 (Salmon et al., SC 2011) of (seed, position).
-uint64_t noise_bits(uint64_t seed, uint32_t position);
-
-// What the slots of an engine sample with, and the threads' work space.
-class SamplerTable {
- public:
-  // pool: null for the calling thread alone.
-  SamplerTable(int slots, const KernelTable* kernels, std::shared_ptr<ThreadPool> pool);
-  SamplerTable(const SamplerTable&) = delete;
-  SamplerTable& operator=(const SamplerTable&) = delete;
-
-  int slots() const { return int(params_.size()); }
-  void set(int slot, const SampleParams& params) { params_.at(size_t(slot)) = params; }
-  const SampleParams& params(int slot) const { return params_.at(size_t(slot)); }
-  // Of a thread of the pool: for callers that are inside a step of theirs and call sample_row themselves.
-  Scratch& scratch(int thread) { return scratch_[size_t(thread)]; }
-
-  // tokens[i] = sample_row of row rows[i] of logits [.., vocab] in slot slots[i]. masks: null, or [n, vocab / 32
-  // rounded up]: bit t % 32 of word t / 32 of row i says whether token t counts; others are as if -inf.
-  void sample(const float* logits, int vocab, const int32_t* rows, const int32_t* slots, const int32_t* positions,
-              const int32_t* masks, int n, int32_t* tokens);
-
-  // row_logprobs of row rows[i], token tokens[i]: chosen[i], ids and values [i, stride], the first ks[i].
-  // sound[i] is false if the row is broken; it then has no values.
-  void logprobs(const float* logits, int vocab, const int32_t* rows, const int32_t* tokens, const int32_t* ks, int n,
-                int stride, float* chosen, int32_t* ids, float* values, bool* sound);
-
- private:
-  template <typename Work>
-  void each(int n, Work work);
-
-  std::vector<SampleParams> params_;
-  std::shared_ptr<ThreadPool> pool_;
-  std::vector<Scratch> scratch_;
-};
+// Uses of one position that must be independent of each other take different streams.
+uint64_t noise_bits(uint64_t seed, uint32_t position, uint32_t stream = 0);
 
 }  // namespace penstock

@@ -6,6 +6,7 @@ import pytest
 from bench_core import CoreBench, expected_tokens
 
 from penstock.decoding.params import TokenSampling
+from penstock.decoding.thinking import ThinkingSpec
 from penstock.engine.messages import Submit, pack_tokens
 
 PROMPT = list(range(1, 11))
@@ -167,26 +168,32 @@ def test_a_window_shrinks_to_what_the_pool_grants_and_gives_the_rest_back():
     assert [bench.tokens(i) for i in ids] == [expected_tokens([i] * 4, 14) for i in range(2)]
 
 
-@pytest.mark.parametrize(
-    "field", [{"repetition_penalty": 1.2}, {"logit_bias": ((3, 1.0),)}, {"bad_words": ((3,),)}]
-)
-def test_rows_that_need_the_host_are_planned_step_by_step(field):
+def test_rows_that_need_the_host_are_planned_step_by_step():
     """Red if the device is asked to draw by itself what only the host's sampler can."""
     bench = _bench()
-    sampling = TokenSampling(max_tokens=20, seed=0, **field)
+    thinking = ThinkingSpec(starts=((900,),), ends=((901,),), budget=5)
+    sampling = TokenSampling(max_tokens=20, seed=0, thinking=thinking)
     bench.core.submit("c", Submit(id="host", tokens=pack_tokens(PROMPT), sampling=sampling))
     bench.run()
     assert {plan.window for plan in bench.device.plans} == {1}
 
 
-def test_min_tokens_need_the_host_only_until_they_are_there():
-    """Red if a request with min_tokens is kept from windows for all its life."""
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"repetition_penalty": 1.2},
+        {"logit_bias": ((3, 1.0),)},
+        {"bad_words": ((3,),)},
+        {"min_tokens": 6, "stop_token_ids": (1000,)},
+    ],
+)
+def test_rows_whose_scores_the_device_edits_are_planned_in_windows(field):
+    """Red if penalties, bias, words or min_tokens cost a request its windows."""
     bench = _bench(depth=0)
-    bench.submit(PROMPT, 30, min_tokens=6, stop=[1000])
+    sampling = TokenSampling(max_tokens=20, seed=0, **field)
+    bench.core.submit("c", Submit(id="own", tokens=pack_tokens(PROMPT), sampling=sampling))
     bench.run()
-    single = [plan for plan in bench.device.plans if plan.window == 1]
-    assert len(single) == 6
-    assert bench.device.plans[6].window == 8
+    assert bench.device.plans[1].window == 8
 
 
 def test_a_cut_gives_a_tenants_tokens_back():

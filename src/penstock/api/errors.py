@@ -1,8 +1,8 @@
-"""Errors on the HTTP side: the OpenAI envelope, its headers, and the layer that makes it from exceptions.
+"""Errors on the HTTP side: each API's envelope, its headers, and the layer that makes it from exceptions.
 
-Every error body is `{"error": {"message", "type", "param", "code"}}`. 429 and 503 carry Retry-After,
-401 carries WWW-Authenticate, 405 carries Allow. A defect (anything that is no PenstockError) is a
-500 that shows the request id and nothing else; the traceback goes to the log.
+What an error body looks like is the request's dialect (`penstock.wire.dialect`). 429, 503 and 529 carry
+Retry-After, 401 carries WWW-Authenticate, 405 carries Allow. A defect (anything that is no PenstockError) is
+a 500 that shows the request id and nothing else; the traceback goes to the log.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import math
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.api.body import drain
 from penstock.api.exchange import exchange_of
 from penstock.call import Failure
 from penstock.errors import InvalidRequest, PenstockError, from_kind
-from penstock.wire.openai_common import error_bytes
 
 log = logging.getLogger("penstock.api")
 
@@ -77,24 +75,26 @@ async def send_bytes(
 async def send_error(scope: Scope, receive: Receive, send: Send, error: PenstockError) -> None:
     """The error's response. If the request's body is still coming, the connection ends with it:
     what the client goes on sending is thrown away for a moment, so that it gets to read the answer."""
-    body = error_bytes(error.message, error.kind, error.param, error.code)
-    headers = _error_headers(error)
     exchange = exchange_of(scope)
+    failure = failure_of(error, exchange.id)
+    status = exchange.dialect.status(failure)
+    body = exchange.dialect.error_body(failure, exchange.id)
+    headers = _error_headers(error, status)
     if exchange.body_done or not _has_body(scope):
-        await send_bytes(send, error.status, body, headers=headers)
+        await send_bytes(send, status, body, headers=headers)
         return
     headers += [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     await drain(scope, receive)
     await send({"type": "http.response.body", "body": b""})
 
 
-def _error_headers(error: PenstockError) -> Headers:
-    if error.status in (429, 503):
+def _error_headers(error: PenstockError, status: int) -> Headers:
+    if status in (429, 503, 529):
         seconds = max(1, math.ceil(error.retry_after_s or 1.0))
         return [(b"retry-after", b"%d" % seconds)]
-    if error.status == 401:
+    if status == 401:
         return [(b"www-authenticate", b"Bearer")]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", error.allowed.encode())]
@@ -125,18 +125,10 @@ class ErrorLayer:
         except ClientGone:
             return
         except Exception as error:  # the outermost net: nothing may reach the server as a bare 500
-            mapped = _mapped(scope, error)
+            mapped = error if isinstance(error, PenstockError) else None
             if mapped is None or started:
                 log.error("request %s broke", exchange_of(scope).id, exc_info=error)
                 mapped = PenstockError(failure_of(error, exchange_of(scope).id).message)
             if started:
                 raise
             await send_error(scope, receive, send, mapped)
-
-
-def _mapped(scope: Scope, error: Exception) -> PenstockError | None:
-    if isinstance(error, PenstockError):
-        return error
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(scope["method"], scope["path"], (error.headers or {}).get("Allow", ""))
-    return None

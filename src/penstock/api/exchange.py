@@ -9,6 +9,8 @@ from typing import Any
 
 from penstock.call import Usage
 from penstock.gateway.identify import Identity
+from penstock.wire.dialect import Dialect
+from penstock.wire.openai_dialect import OPENAI
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -19,6 +21,7 @@ class Exchange:
     __slots__ = (
         "body_done",
         "call_id",
+        "dialect",
         "finish_reason",
         "id",
         "identity",
@@ -29,7 +32,8 @@ class Exchange:
         "usage",
     )
 
-    def __init__(self, inbound_id: bytes | None = None) -> None:
+    def __init__(self, inbound_id: bytes | None = None, dialect: Dialect = OPENAI) -> None:
+        self.dialect = dialect
         self.call_id = uuid.uuid4().hex
         sane = inbound_id is not None and _SANE_ID.fullmatch(inbound_id)
         self.id = inbound_id.decode("ascii") if inbound_id is not None and sane else self.call_id

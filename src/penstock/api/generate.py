@@ -1,4 +1,4 @@
-"""The hot route: a body becomes a Call, the service's events become SSE or one JSON body.
+"""The hot route: a body becomes a Call, the service's events become a stream or one JSON body.
 
 The order, for every call: read the body → Call → open the service's stream → wait for its first event
 (so that an early error keeps its HTTP status) → answer. From the moment the body is read a watcher
@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from penstock.api.affinity import affinity_key
 from penstock.api.body import read_body
 from penstock.api.coalesce import Backlog
 from penstock.api.errors import ClientGone, MethodNotAllowed, SlowReader, error_of, failure_of, send_bytes
@@ -27,22 +28,23 @@ from penstock.api.media import require_json
 from penstock.call import Call, Done, Event, Failure, Finish, ReasoningDelta, TextDelta
 from penstock.config import ServerSettings
 from penstock.errors import PenstockError
-from penstock.gateway.service import ModelService
+from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
-from penstock.wire import sse
 from penstock.wire.fold import Fold
 
 log = logging.getLogger("penstock.api")
 
-_SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 LAST_WORD_S = 1.0  # for the error frame of a stream that the server itself ends
 
 
 class Encoder(Protocol):
+    """What a codec makes of one answer. `media_type`: of its stream. `keep_alive`: what a stream may carry
+    while there is nothing to say, b"" if nothing may."""
+
+    media_type: bytes
+    keep_alive: bytes
+
     def feed(self, event: Event) -> bytes: ...
 
     def close(self) -> bytes: ...
@@ -50,16 +52,39 @@ class Encoder(Protocol):
     def body(self, fold: Fold) -> bytes: ...
 
 
+class RunningCall(NamedTuple):
+    """A call that is being answered. `backlog.fail(error)` ends it."""
+
+    call: Call
+    backlog: Backlog
+    encoder: Encoder
+
+
+class Answers(Protocol):
+    """Who answers calls: see `ModelService.stream`."""
+
+    def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]: ...
+
+
 class GenerateRoute:
-    """One wire format at one path. `codec` is a module of `penstock.wire`."""
+    """One wire format at one path. `codec` is a module of `penstock.wire`; `sessions` answer the calls
+    that go on from stored turns, or become some. `running` holds the calls that are being answered, by
+    call id."""
 
     def __init__(
-        self, service: ModelService, settings: ServerSettings, metrics: Metrics, codec: ModuleType
+        self,
+        service: Answers,
+        settings: ServerSettings,
+        metrics: Metrics,
+        codec: ModuleType,
+        sessions: Sessions | None = None,
     ) -> None:
         self._service = service
         self._settings = settings
         self._metrics = metrics
         self._codec = codec
+        self._sessions = sessions
+        self.running: dict[str, RunningCall] = {}
         self.path: str = codec.PATH
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,13 +96,14 @@ class GenerateRoute:
         body = await read_body(receive)
         if body is None:
             raise ClientGone
-        call = self._call(body, exchange)
+        call = self._call(body, scope)
         del body  # not kept while the answer runs
         encoder: Encoder = self._codec.Encoder(call, exchange.call_id, int(time.time()), call.model)
         meter = _Meter(self._metrics, call.model, exchange)
         client = _Client(receive, send, scope, self._settings)
-        async with Backlog(self._service.stream(call, exchange.call_id), meter.see, client.abort) as backlog:
+        async with Backlog(self._events(call, exchange, encoder), meter.see, client.abort) as backlog:
             watcher = asyncio.create_task(client.watch(backlog), name="penstock-watch")
+            self.running[exchange.call_id] = RunningCall(call, backlog, encoder)
             try:
                 if call.stream:
                     await self._stream(client, backlog, encoder, exchange)
@@ -93,10 +119,19 @@ class GenerateRoute:
                 raise ClientGone from None
             finally:
                 watcher.cancel()
+                del self.running[exchange.call_id]
 
-    def _call(self, body: bytes, exchange: Exchange) -> Call:
+    def _events(self, call: Call, exchange: Exchange, encoder: Encoder) -> AsyncIterator[Event]:
+        if call.session is None or self._sessions is None:
+            return self._service.stream(call, exchange.call_id)
+        return self._sessions.stream(call, exchange.call_id, encoder.body)
+
+    def _call(self, body: bytes, scope: Scope) -> Call:
+        exchange = exchange_of(scope)
         call: Call = self._codec.read_request(body)
         exchange.model = call.model
+        if call.cache.key is None and (key := affinity_key(scope)) is not None:
+            call = msgspec.structs.replace(call, cache=msgspec.structs.replace(call.cache, key=key))
         tenant = exchange.identity.tenant
         return msgspec.structs.replace(call, tenant=tenant) if tenant else call
 
@@ -117,12 +152,12 @@ class GenerateRoute:
             raise RuntimeError("the service ended a stream without any event")
         if batch and isinstance(batch[0], Failure):
             raise error_of(batch[0])
-        await client.start_stream()
+        await client.start_stream(encoder.media_type)
         over = False
         try:
             while batch is not None and not over:
                 over = isinstance(batch[-1], Done | Failure) if batch else False
-                await client.send_events(backlog, _frames(encoder, batch) if batch else sse.KEEP_ALIVE)
+                await client.send_events(backlog, _frames(encoder, batch) if batch else encoder.keep_alive)
                 if not over:
                     batch = await backlog.take(self._settings.keepalive_s)
             if not over:
@@ -167,8 +202,9 @@ class _Client:
     async def send_whole(self, body: bytes) -> None:
         await self._timed(send_bytes(self._send, 200, body))
 
-    async def start_stream(self) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
+    async def start_stream(self, media_type: bytes) -> None:
+        headers = [(b"content-type", media_type), *_UNBUFFERED]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send_events(self, backlog: Backlog, frames: bytes) -> None:
         if frames:

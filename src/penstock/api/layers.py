@@ -6,6 +6,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.api.dialects import dialect_of
 from penstock.api.exchange import Exchange, exchange_of, header
 from penstock.observe.log import access_log, fields
 from penstock.observe.metrics import Metrics
@@ -20,14 +21,14 @@ class RequestIdLayer:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(header(scope, b"x-request-id"))
+        exchange = Exchange(header(scope, b"x-request-id"), dialect_of(scope))
         scope["penstock"] = exchange
-        name = (b"x-request-id", exchange.id.encode("ascii"))
+        names = [(b"x-request-id", exchange.id.encode("ascii")), *exchange.dialect.headers(exchange.id)]
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), name]
+                message["headers"] = [*message.get("headers", ()), *names]
             await send(message)
 
         await self._app(scope, receive, named)

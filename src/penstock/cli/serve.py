@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, ServerSettings, build
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from penstock.engine.transport import Transport
 
 SHOW_EVERY_S = 0.1
+
+
+class Serving(Struct, frozen=True):
+    """A server that is ready."""
+
+    model: str
+    url: str
+    backend: str
+    max_context: int
+    start_s: float
+
 
 log = logging.getLogger("penstock.start")
 
@@ -66,6 +78,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     from penstock.api.app import create_app
     from penstock.api.server import serve_app
     from penstock.engine.service import EngineService
+    from penstock.gateway.local_library import LocalLibrary
     from penstock.models.sources import public_name
     from penstock.observe.metrics import Metrics
 
@@ -75,7 +88,11 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     asked = server.served_model_name is not None or settings.model != EngineSettings().model
     adopt = server.engine is not None and not asked
     service = EngineService(settings, _transport_to(server.engine), name, metrics, adopt_name=adopt)
-    app = create_app(service, server, metrics=metrics)
+
+    def served() -> dict[str, str]:
+        return {service.name: service.ready.model_path if service.ready else settings.model}
+
+    app = create_app(service, server, metrics=metrics, library=LocalLibrary(served))
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
@@ -109,7 +126,7 @@ def _transport_to(address: str | None) -> Any:
 
 async def _announce(service: EngineService, url: str, clock: Clock, stop: asyncio.Event) -> None:
     """Show phases until ready, then the one line. A model that can't be served stops the server."""
-    from penstock.cli import console
+    from penstock.cli import output
     from penstock.cli.start import Phases, memory_plan
 
     phases = Phases()
@@ -128,7 +145,10 @@ async def _announce(service: EngineService, url: str, clock: Clock, stop: asynci
         phases.close()
     clock.lap("engine")
     served = f"{service.name} on {ready.backend} · {memory_plan(ready.plan)}"
-    console.note(f"{served} · {url} · ready in {clock.total_s:.1f} s")
+    output.result(
+        Serving(service.name, url, ready.backend, ready.max_context, round(clock.total_s, 2)),
+        f"{served} · {url} · ready in {clock.total_s:.1f} s",
+    )
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 
 

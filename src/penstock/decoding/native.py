@@ -1,21 +1,32 @@
 """NativeSampler: the reference sampler's tokens, drawn in C++ on the step's threads.
 
-Rows of temperature, top-k, top-p, min-p, typical-p and log-probabilities are one native call for all of them,
-without the GIL. Bias, penalties and masks are made here, by the reference's own code, and the draw from
-their scores is native again. Tokens and log-probabilities equal the reference's: see draw on why.
+Bias, penalties, words, masks, filters, the draw and log-probabilities are one native call for all rows,
+without the GIL. What is followed from token to token in Python is left here: grammars and thinking budgets.
+Tokens and log-probabilities equal the reference's: see draw on why.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.params import RowLogprobs, TokenSampling
-from penstock.decoding.sampling import SEED_MASK, NonFiniteLogits, Row, Sampler
+from penstock.decoding.sampling import SEED_MASK, NonFiniteLogits, Row, Sampler, check_token_ids
 
 _INT32_MAX = 2**31 - 1
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": (),
+    "allowed_token_ids": (),
+    "bad_words": (),
+    "min_tokens": 0,
+}
+CANDIDATES = 64  # likeliest tokens that a grammar is asked for before its mask is made
 
 
 class NativeSampler(Sampler):
@@ -37,11 +48,17 @@ class NativeSampler(Sampler):
         from penstock.kernels.cpu import _native
 
         super().__init__(num_slots, vocab_size, grammars)
-        # Public for the executor, which may draw a plan's plain rows by slot and then `record` them.
+        # Public for the executor, which draws by itself where no grammar or budget is followed here.
         self.table = _native.SamplerTable(num_slots, instruction_set, pool)
+        self._is_plain = np.ones(num_slots, bool)  # nothing but the filters and the draw
 
     def admit(self, slot: int, tokens: np.ndarray, prompt_len: int, sampling: TokenSampling) -> None:
-        super().admit(slot, tokens, prompt_len, sampling)
+        check_token_ids(sampling, self._vocab_size)
+        # The reference's row keeps what is decided here: budgets, grammars, how many tokens are known.
+        super().admit(slot, tokens, prompt_len, msgspec.structs.replace(sampling, **_NEUTRAL))
+        rules = {name: getattr(sampling, name) for name in _NEUTRAL}
+        self._is_plain[slot] = rules == _NEUTRAL
+        late = [token for token in sampling.stop_token_ids if token < self._vocab_size]
         self.table.set(
             slot=slot,
             seed=sampling.seed & SEED_MASK,
@@ -50,40 +67,58 @@ class NativeSampler(Sampler):
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             typical_p=sampling.typical_p,
+            bias=list(sampling.logit_bias),
+            repetition=sampling.repetition_penalty,
+            presence=sampling.presence_penalty,
+            frequency=sampling.frequency_penalty,
+            allowed=list(sampling.allowed_token_ids),
+            bad_words=[list(word) for word in sampling.bad_words],
+            late=late if sampling.min_tokens else [],
+            late_until=prompt_len + sampling.min_tokens if sampling.min_tokens else 0,
+            tokens=np.ascontiguousarray(tokens, np.int32),
+            prompt=prompt_len,
         )
-
-    def is_plain(self, slot: int) -> bool:
-        """Whether the slot's tokens need nothing but its logits and its settings in `table`."""
-        return self.row(slot).plain
-
-    def record(self, slot: int, token: int) -> None:
-        """The executor drew the slot's next token by `table`."""
-        self.row(slot).record(token)
 
     def begin(self, slots: np.ndarray) -> None:
         if self._masks is not None:
             self._masks.begin([slot for slot in slots.tolist() if not self._may_do_without_mask(slot)])
 
     def _may_do_without_mask(self, slot: int) -> bool:
-        """The likeliest of all tokens is the likeliest of those that a grammar allows, if it is one of them.
-        To ask for one token is a hundredth of a mask's work, and mostly enough."""
+        """The likeliest of the tokens that a grammar allows is the first that it allows, in the order of all
+        tokens' scores. To ask for one token is a hundredth of a mask's work, and mostly enough."""
+        if self._masks is None or not self._masks.may_take(slot):
+            return False
         row = self.row(slot)
-        is_greedy = row.plain and row.sampling.temperature == 0.0 and row.forced() is None
-        return is_greedy and self._masks is not None and self._masks.expects_consent(slot)
+        return bool(self._is_plain[slot]) and row.sampling.temperature == 0.0 and row.forced() is None
 
     def _without_mask(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray
     ) -> dict[int, int]:
-        """By index, tokens of rows that needed no mask."""
-        if self._masks is None or not self._masks.any_of(slots):
+        """By index, tokens of rows that needed no mask. Their matchers follow them already."""
+        masks = self._masks
+        if masks is None:
             return {}
-        asked = [i for i, slot in enumerate(slots.tolist()) if self._may_do_without_mask(slot)]
-        if not asked:
+        asking = [i for i, slot in enumerate(slots.tolist()) if self._may_do_without_mask(slot)]
+        if not asking:
             return {}
-        drawn = np.empty(len(asked), np.int32)
-        self.table.sample(logits, places[asked], slots[asked], positions[asked], drawn, None)
-        pairs = zip(asked, slots[asked].tolist(), drawn.tolist(), strict=True)
-        return {i: token for i, slot, token in pairs if token >= 0 and self._masks.allows(slot, token)}
+        drawn = np.empty(len(asking), np.int32)
+        self.table.sample(logits, places[asking], slots[asking], positions[asking], drawn, None)
+        sure, refused = {}, []
+        for i, slot, token in zip(asking, slots[asking].tolist(), drawn.tolist(), strict=True):
+            if token >= 0 and (taken := masks.take(slot, (token,))) is not None:
+                sure[i] = taken
+            elif token >= 0:
+                refused.append(i)
+        if not refused:
+            return sure
+        best = np.empty((len(refused), min(CANDIDATES, logits.shape[1])), np.int32)
+        self.table.best(logits, places[refused], best)
+        for i, slot, candidates in zip(refused, slots[refused].tolist(), best.tolist(), strict=True):
+            if (taken := masks.take(slot, candidates[1:])) is not None:
+                sure[i] = taken
+            else:
+                masks.give_up(slot)
+        return sure
 
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
@@ -97,37 +132,24 @@ class NativeSampler(Sampler):
         sure = self._without_mask(logits, slots, positions, places)
         masks = self._masks_of(slots, sure)
         forced = {i: token for i, row in enumerate(rows) if (token := row.forced()) is not None}
-        known = forced.keys() | sure.keys()
-        plain = np.array([i for i, row in enumerate(rows) if row.plain and i not in known], np.int32)
-        drawn = np.empty(len(plain), np.int32)
-        plain_masks = None if masks is None else masks[plain]
-        self.table.sample(logits, places[plain], slots[plain], positions[plain], drawn, plain_masks)
-        tokens[plain] = drawn
-        # A mask may leave a plain row nothing that the model gives a chance: the reference knows what then.
-        others = [
-            i
-            for i, row in enumerate(rows)
-            if i not in known and (not row.plain or (masks is not None and tokens[i] < 0))
-        ]
+        open_ = np.array([i for i in range(len(rows)) if i not in forced and i not in sure], np.int32)
+        drawn = np.empty(len(open_), np.int32)
+        open_masks = None if masks is None else masks[open_]
+        self.table.sample(logits, places[open_], slots[open_], positions[open_], drawn, open_masks)
+        tokens[open_] = drawn
         tokens[list(sure)] = list(sure.values())
-        for i in (*others, *forced):
-            tokens[i] = 0 if np.isfinite(logits[places[i]].max()) else -1
+        for i, token in forced.items():
+            tokens[i] = token if np.isfinite(logits[places[i]].max()) else -1
         broken = np.flatnonzero(tokens < 0).tolist()
         if broken:
             raise NonFiniteLogits(broken, f"slots {[int(slots[i]) for i in broken]}")
-        for i in others:
-            scores = rows[i].scores(logits[places[i]], None if masks is None else self._allowed(masks[i]))
-            if isinstance(scores, int):
-                tokens[i] = scores
-            else:
-                self.table.sample(
-                    scores[None], _FIRST, slots[i : i + 1], positions[i : i + 1], tokens[i : i + 1]
-                )
-        for i, token in forced.items():
-            tokens[i] = token
         logprobs = self._logprobs(logits, places, rows, tokens)
         self._record(slots, rows, tokens)
         return tokens, logprobs
+
+    def _record_one(self, slot: int, row: Row, token: int) -> None:
+        super()._record_one(slot, row, token)
+        self.table.record(slot, token)
 
     def prompt_logprobs(self, logits: np.ndarray, targets: np.ndarray, k: int) -> RowLogprobs:
         """Raw log-probabilities of n prompt tokens, as Sampler.prompt_logprobs gives them."""
@@ -173,6 +195,3 @@ class NativeSampler(Sampler):
             logits, rows, tokens.astype(np.int32), ks, found.chosen, found.top_ids, found.top, sound
         )
         return found, sound
-
-
-_FIRST = np.zeros(1, np.int32)

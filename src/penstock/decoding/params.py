@@ -45,20 +45,10 @@ class TokenSampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def host_tokens(self) -> int:
-        """How many of the first generated tokens depend on more than the row's own logits, the filters
-        and the noise: a device that draws by itself leaves those to the sampler of the host."""
-        if (
-            self.repetition_penalty != 1.0
-            or self.presence_penalty
-            or self.frequency_penalty
-            or self.logit_bias
-            or self.allowed_token_ids
-            or self.bad_words
-            or self.grammar is not None
-            or self.thinking is not None  # a section may begin at any time
-        ):
-            return self.max_tokens
-        return min(self.min_tokens, self.max_tokens) if self.stop_token_ids else 0
+        """How many of the first generated tokens depend on what only a host follows: a device that draws by
+        itself leaves those to the sampler of the host."""
+        # A section to think in may begin at any time.
+        return self.max_tokens if self.grammar is not None or self.thinking is not None else 0
 
 
 class RowLogprobs(Struct, frozen=True):

@@ -253,6 +253,10 @@ class Sampler:
             raise PenstockError(f"slot {slot} holds no request; admit one before sampling it")
         return row
 
+    def known(self, slot: int) -> int:
+        """How many tokens the slot's request has, those included that were forced."""
+        return self.row(slot).known
+
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
@@ -306,9 +310,34 @@ class Sampler:
 
     def _record(self, slots: np.ndarray, rows: list[Row], tokens: np.ndarray) -> None:
         for slot, row, token in zip(slots.tolist(), rows, tokens.tolist(), strict=True):
-            row.record(token)
-            if self._masks is not None:
-                self._masks.record(slot, token)
+            self._record_one(slot, row, token)
+
+    def _record_one(self, slot: int, row: Row, token: int) -> None:
+        row.record(token)
+        if self._masks is not None:
+            self._masks.record(slot, token)
+
+    def seed(self, slot: int) -> int:
+        """Of the slot's noise, 0 … 2**64 - 1."""
+        return self.row(slot).seed
+
+    def take(self, logits: np.ndarray, slot: int, token: int) -> tuple[bool, RowLogprobs | None]:
+        """Record `token` as if it had been drawn from float32[V] `logits`, and give its log-probabilities to
+        a row that asked. False, and nothing changed, if a grammar or a spent thinking budget is against it.
+
+        Raises NonFiniteLogits as `sample` does."""
+        row, slots, tokens = self.row(slot), np.array([slot], np.int32), np.array([token], np.int32)
+        if not np.isfinite(logits.max()):
+            raise NonFiniteLogits([0], f"slot {slot}")
+        if row.forced() not in (None, token):
+            return False, None
+        masks = self._masks
+        if masks is not None and masks.any_of(slots) and masks.take(slot, (token,)) is None:
+            return False, None
+        k = row.sampling.logprobs
+        logprobs = self.prompt_logprobs(logits[None], tokens, k) if k >= 0 else None
+        self._record(slots, [row], tokens)
+        return True, logprobs
 
     def take_forced(self, slot: int) -> list[int]:
         """Tokens that must follow whatever the model says, recorded as if they had been drawn."""
@@ -323,8 +352,7 @@ class Sampler:
             if not forced:
                 break
             for token in forced:
-                row.record(token)
-                self._masks.record(slot, token)
+                self._record_one(slot, row, token)
             taken += forced
         return taken
 

@@ -140,7 +140,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """A call of `step` would do something."""
-        return bool(len(self._requests) > self._preparing.num_unready or len(self._flight))
+        return bool(len(self._flight) or self.scheduler.has_work or self._preparing.num_ready)
 
     def on_ready(self, wake: Callable[[], None]) -> None:
         """Call `wake`, from any thread, when a request that was not ready is: `has_work` may be true then."""
@@ -156,7 +156,8 @@ class EngineCore:
                 self.scheduler.policy.push(request)
             else:
                 self._fail(request, refusal)
-        if self.scheduler.policy.num_waiting:
+        drafts = self.scheduler.drafts
+        if self.scheduler.policy.num_waiting or (drafts is not None and drafts.takes_over()):
             self._cut()
         plan = None
         depth = self._depth_now()
@@ -225,6 +226,8 @@ class EngineCore:
         slots = plan.slots[live]
         table.in_flight[slots] -= steps[live]
         drew = live & plan.samples
+        if results[0].tokens.ndim == 2:
+            drew &= results[0].tokens[:, 0] >= 0  # not where the token was forced with the one before it
         drawn = plan.slots[drew]
         table.pending[drawn] -= steps[drew]
         if results[0].tokens.ndim == 1:
@@ -235,6 +238,8 @@ class EngineCore:
         else:
             tokens = results[0].tokens[drew]
             kept, ended = self._extend(drawn, tokens, np.count_nonzero(tokens >= 0, axis=1))
+            # What a step in flight was to draw may be known by now.
+            table.pending[drawn] -= np.minimum(table.pending[drawn], kept - 1)
             computed = self._verified(first, results[0], live, drew, kept)
         if self.scheduler.drafts is not None:
             self.scheduler.drafts.computed(plan, first.index, results, live, computed)

@@ -30,9 +30,15 @@ class TokenSampler(Protocol):
 
     def begin(self, slots: np.ndarray) -> None: ...
 
+    def known(self, slot: int) -> int: ...
+
     def sample(
         self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray, places: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]: ...
+
+    def seed(self, slot: int) -> int: ...
+
+    def take(self, logits: np.ndarray, slot: int, token: int) -> tuple[bool, RowLogprobs | None]: ...
 
     def take_forced(self, slot: int) -> list[int]: ...
 
@@ -75,9 +81,9 @@ class RequestRows:
 
     def write_drawn(self, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
         """int32[R, S] drawn tokens from int32[R] `positions` on, as far as the table goes."""
-        for slot, position, drawn in zip(slots.tolist(), positions.tolist(), tokens, strict=True):
-            valid = drawn[drawn >= 0][: self.tokens.shape[1] - position]
-            self.tokens[slot, position : position + len(valid)] = valid
+        places = positions[:, None] + np.arange(tokens.shape[1], dtype=np.int32)
+        rows, columns = np.nonzero((tokens >= 0) & (places < self.tokens.shape[1]))
+        self.tokens[slots[rows], places[rows, columns]] = tokens[rows, columns]
 
     def prompt_rows(
         self, plan: StepPlan, logits: Callable[[int, int, int], np.ndarray], sampler: TokenSampler

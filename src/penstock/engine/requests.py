@@ -153,7 +153,7 @@ class RequestTable:
         self.active[slot] = True
         self.stepwise[slot] = request.is_stepwise
         self.many_stops[slot] = request.has_many_stops
-        self.alone[slot] = sampling.may_force
+        self.alone[slot] = False
         self.host_upto[slot] = request.prompt_len + sampling.host_tokens
         # The prompt's last token predicts no token of the prompt.
         self.prompt_logits_upto[slot] = request.prompt_len - 1 if sampling.prompt_logprobs >= 0 else 0

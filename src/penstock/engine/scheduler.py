@@ -41,6 +41,11 @@ class DraftSource(Protocol):
         """int32[n]: what was just proposed for the slot."""
         ...
 
+    def takes_over(self) -> bool:
+        """Whether a request that decodes plainly is drafted for from now on, since the last call: its window
+        in flight should end."""
+        ...
+
     def verified(self, plan: StepPlan, live: np.ndarray, accepted: np.ndarray, device_s: float) -> None:
         """bool[R]: rows whose requests are still there; int32[R]: drafts of each that count."""
         ...
@@ -321,6 +326,11 @@ class Scheduler:
     @property
     def draft_stats(self) -> DraftStats:
         return DraftStats() if self.drafts is None else self.drafts.stats
+
+    @property
+    def has_work(self) -> bool:
+        """A request has a slot or waits for one."""
+        return bool(len(self.running) or self.policy.num_waiting)
 
     @property
     def running(self) -> np.ndarray:

@@ -245,7 +245,8 @@ class Encoder:
     Made per request. `created` is Unix seconds; `model` is the name that the answer shows.
     """
 
-    media_type = b"text/event-stream"
+    media_type = sse.MEDIA_TYPE
+    keep_alive = sse.KEEP_ALIVE
 
     def __init__(self, call: Call, request_id: str, created: int, model: str) -> None:
         self.id = ID_PREFIX + request_id

@@ -7,6 +7,7 @@ before a whole line is there, so half a character never is.
 from __future__ import annotations
 
 DONE = b"data: [DONE]\n\n"
+MEDIA_TYPE = b"text/event-stream; charset=utf-8"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 MAX_EVENT_BYTES = 64 * 2**20

@@ -37,6 +37,11 @@ class Gate:
         return self._undecided and self._taken == self._seen
 
     @property
+    def passed(self) -> tuple[int, ...]:
+        """Of an answer that has begun: its tokens that the matcher had before."""
+        return tuple(self._start[: self._taken])
+
+    @property
     def _undecided(self) -> bool:
         return not self._thinking.is_open and not self._thinking.over
 

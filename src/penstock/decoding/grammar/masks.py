@@ -16,6 +16,7 @@ from penstock.decoding.grammar.backend import GrammarBroken, Matcher, mask_words
 from penstock.decoding.grammar.gate import Gate
 from penstock.decoding.grammar.loops import AnswerLoops, LoopGuard
 from penstock.decoding.grammar.spec import GrammarSpec
+from penstock.decoding.grammar.start_masks import MOST_TOKENS, Start, StartMasks
 from penstock.decoding.grammar.store import GrammarStore
 from penstock.decoding.thinking import ThinkingSpec
 
@@ -36,14 +37,18 @@ class GrammarMasks:
         self._fresh: set[int] = set()  # slots whose mask is that of their next token
         self._guard: LoopGuard | None = None
         self._loops: list[AnswerLoops | None] = [None] * num_slots
-        self._refused = np.zeros(num_slots)  # share of the likeliest tokens, lately, that were not allowed
+        self._starts: list[Start | None] = [None] * num_slots  # while an answer is at its beginning
+        self._start_masks = StartMasks()
+        self._taken: dict[int, int] = {}  # slot -> token that its matcher follows already, to be recorded
+        self._refused = np.zeros(num_slots)  # share of the tokens, lately, that needed a mask
 
     def free(self, slot: int) -> None:
         """Drop what the slot has."""
         self._settle()
         self._fresh.discard(slot)
         self._broken.pop(slot, None)
-        self._matchers[slot] = self._gates[slot] = self._loops[slot] = None
+        self._taken.pop(slot, None)
+        self._matchers[slot] = self._gates[slot] = self._loops[slot] = self._starts[slot] = None
 
     def admit(
         self,
@@ -62,7 +67,9 @@ class GrammarMasks:
         self.free(slot)
         if spec is None:
             return False
-        matcher = self._matchers[slot] = self._store.compiled(spec).matcher()
+        compiled = self._store.compiled(spec)
+        matcher = self._matchers[slot] = compiled.matcher()
+        self._starts[slot] = (compiled, ())
         if self._guard is None:
             self._guard = LoopGuard(self._store.vocabulary())
         self._loops[slot] = self._guard.answer(spec.loops, max_tokens)
@@ -70,9 +77,7 @@ class GrammarMasks:
             self._gates[slot] = Gate(thinking, matcher, tokens[:prompt_len], self._guard.ends)
         leads = self._gates[slot] is not None
         for token in tokens[prompt_len:].tolist():
-            if not self._consumed(slot, matcher, token):
-                self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
-                break
+            self.record(slot, token)
         return leads
 
     def any_of(self, slots: np.ndarray) -> bool:
@@ -104,18 +109,21 @@ class GrammarMasks:
         return masks, broken
 
     def record(self, slot: int, token: int) -> None:
-        """The token was drawn."""
+        """The token came."""
         matcher = self._matchers[slot]
         if matcher is None or slot in self._broken:
             return
         self._fresh.discard(slot)
+        if self._taken.pop(slot, None) is not None:
+            return
         assert self._guard is not None
         gate = self._gates[slot]
         if token in self._guard.ends and (gate is None or gate.asks_grammar):
-            # What a step in flight still draws for this row is dropped.
+            # What a step in flight still draws for this row is dropped; where min_tokens or no stop id keeps
+            # the request going, what follows has no form.
             self._matchers[slot] = None
         elif not self._consumed(slot, matcher, token):
-            self._broken[slot] = f"token {token} was drawn against its grammar"
+            self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
 
     def _consumed(self, slot: int, matcher: Matcher, token: int) -> bool:
         """False if the grammar does not allow the token."""
@@ -124,13 +132,21 @@ class GrammarMasks:
             taken = gate.takes(token)
             if gate.done:
                 self._gates[slot] = None
+                for passed in gate.passed:
+                    self._go_on(slot, passed)
             if taken:
                 return True
         loops = self._loops[slot]
         assert loops is not None
         loops.plan(matcher)  # whoever takes a forced token has made no mask for it
         loops.record(token)
+        self._go_on(slot, token)
         return matcher.consume(token)
+
+    def _go_on(self, slot: int, token: int) -> None:
+        start = self._starts[slot]
+        if start is not None:
+            self._starts[slot] = (start[0], (*start[1], token)) if len(start[1]) < MOST_TOKENS else None
 
     def forced(self, slot: int) -> list[int]:
         """Tokens that must come next whatever the model says. The end of an answer is not among them: it is
@@ -146,19 +162,43 @@ class GrammarMasks:
         ends = self._guard.ends
         return list(itertools.takewhile(lambda token: token not in ends, matcher.forced()))
 
-    def expects_consent(self, slot: int) -> bool:
-        """Whether to ask `allows` for the likeliest token before the slot's mask is made."""
-        return self._needs_mask(slot) and self._refused[slot] < MOST_REFUSED
+    def may_take(self, slot: int) -> bool:
+        """Whether to try `take` before the slot's mask is made."""
+        return (
+            self._needs_mask(slot)
+            and self._gates[slot] is None
+            and (slot in self._taken or self._refused[slot] < MOST_REFUSED)
+        )
 
-    def allows(self, slot: int, token: int) -> bool:
-        """Whether the mask would allow the token. False as well where only the mask says."""
+    def take(self, slot: int, candidates: Sequence[int]) -> int | None:
+        """The first of `candidates` that the mask would allow; None if none is, or where only the mask says.
+
+        The matcher follows the token at once, `record` adds nothing: to consume is to ask. Until then the
+        slot's token stays this one.
+        """
+        if (taken := self._taken.get(slot)) is not None:
+            return taken
         self._settle()
         matcher, loops = self._matchers[slot], self._loops[slot]
-        assert matcher is not None and loops is not None
+        assert matcher is not None and loops is not None and self._guard is not None
         loops.plan(matcher)
-        allowed = self._gates[slot] is None and not loops.is_binding and matcher.accepts([token]) == 1
-        self._refused[slot] += REFUSED_WEIGHT * (float(not allowed) - self._refused[slot])
-        return allowed
+        if loops.is_binding or self._gates[slot] is not None:
+            return None
+        for token in candidates:
+            if token in self._guard.ends:
+                if matcher.accepts([token]) == 1:
+                    return token
+            elif matcher.consume(token):
+                loops.record(token)
+                self._go_on(slot, token)
+                self._taken[slot] = token
+                self._refused[slot] *= 1 - REFUSED_WEIGHT
+                return token
+        return None
+
+    def give_up(self, slot: int) -> None:
+        """`take` found no token: the slot's mask is made after the forward pass."""
+        self._refused[slot] += REFUSED_WEIGHT * (1.0 - self._refused[slot])
 
     def _needs_mask(self, slot: int) -> bool:
         return self._matchers[slot] is not None and slot not in self._fresh and slot not in self._broken
@@ -169,7 +209,7 @@ class GrammarMasks:
             assert matcher is not None and loops is not None
             try:
                 if gate is None or gate.asks_grammar:
-                    matcher.fill(self._masks[slot])
+                    self._fill_one(slot, matcher)
                     loops.plan(matcher)
                     loops.bound(self._masks[slot])
                 if gate is not None:
@@ -178,6 +218,14 @@ class GrammarMasks:
                 self._broken[slot] = error.message
             self._fresh.add(slot)
             self._refused[slot] *= FORGIVEN
+
+    def _fill_one(self, slot: int, matcher: Matcher) -> None:
+        start, mask = self._starts[slot], self._masks[slot]
+        if start is None or self._gates[slot] is not None:  # behind a gate the matcher may be further on
+            matcher.fill(mask)
+        elif not self._start_masks.copy(start, mask):
+            matcher.fill(mask)
+            self._start_masks.keep(start, mask)
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, None  # what it raises is raised once

@@ -131,6 +131,14 @@ class DraftLengths:
         gained = rows * np.cumsum(chance**places)
         return self._best(rows, rows * places, gained, CLEARLY) is not None
 
+    def keeps_up(self, rows: int, gain: float, spent: float) -> bool:
+        """Whether steps of so many requests, each with `spent` drafts of which `gain` are right, give as many
+        tokens a second as plain decoding."""
+        if not self.cost.is_known:
+            return True
+        drafted_s, plain_s = self.cost.seconds(np.array([rows * (1 + spent), rows])).tolist()
+        return bool((1 + gain) * plain_s >= drafted_s + self.cost.host_s)
+
     def _best(self, rows: int, drafts: np.ndarray, gained: np.ndarray, margin: float) -> int | None:
         """Which of the steps with int[n] drafts, bringing float[n] tokens, gives most tokens a second; None
         if none is better than plain decoding."""

@@ -29,6 +29,7 @@ HOPE = 0.8  # how likely a draft is taken to be right before anything is known o
 AT_BEST = 0.95  # and of one that could be drafted for again
 PACE_WEIGHT = 0.15  # of the newest step in the running mean
 REHEARSED = 8  # tokens, the last of eight times the batch: each costs the planning thread time
+LONGEST_PAUSE = 16  # of these, the longer the less came of it
 FIRST_REST, LONGEST_REST = 128, 1024  # tokens until a drafter that has its price is tried again
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
@@ -36,7 +37,10 @@ STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 class _Drafted:
     """What is remembered of a request in a slot."""
 
-    __slots__ = ("appetite", "idle", "known", "pace", "proposal", "request", "rest", "trials")
+    __slots__ = (
+        "appetite", "gain", "idle", "known", "pace", "pause", "proposal", "request", "rest", "spent",
+        "trials",
+    )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -46,10 +50,23 @@ class _Drafted:
         self.trials = Trials()
         self.appetite = 4  # drafts to ask for where each has its price
         self.rest = FIRST_REST  # tokens
-        self.pace = HOPE / (1 - HOPE)  # drafts that were right in a step, a running mean
+        self.pause = REHEARSED  # tokens
+        self.pace = 1.0  # drafts that were right in a step, or would have been: a running mean
+        self.begin()
+
+    def begin(self) -> None:
+        """It is drafted for from now on, and has to show that this pays."""
+        self.idle = 0
+        self.gain, self.spent = 1.0, 1.0  # drafts that were right, and all, in a step, idle ones too
 
     def went(self, accepted: int) -> None:
         self.pace += PACE_WEIGHT * (accepted - self.pace)
+
+    def stepped(self, drafts: int, accepted: int) -> None:
+        """A step of a request that is drafted for."""
+        self.went(accepted)
+        self.gain += PACE_WEIGHT * (accepted - self.gain)
+        self.spent += PACE_WEIGHT * (drafts - self.spent)
 
     @property
     def chance(self) -> float:
@@ -70,6 +87,7 @@ class Speculation:
         # Known tokens from which on one that decodes plainly is looked at.
         self._due = np.zeros(len(table.occupant), np.int32)
         self.stats = DraftStats(accepted=[0] * k)
+        self._is_wanted = False
 
     # ------------------------------------------------------------------ a resource
 
@@ -81,8 +99,16 @@ class Speculation:
             if drafted.request.cache_store:
                 self._drafter.keep(slot)
         rows = int(np.count_nonzero(self._table.active))
-        self._table.alone[slot] |= self._lengths.pays(rows, self._k, HOPE)
+        self._table.alone[slot] = self._lengths.pays(rows, self._k, HOPE) and self._has_an_idea(slot, drafted)
         return len(holder.known)
+
+    def _has_an_idea(self, slot: int, drafted: _Drafted) -> bool:
+        """Whether to draft from the first token on: a drafter that looks things up has nothing yet for most
+        requests, and what it will have shows when it is tried on the answer."""
+        if isinstance(self._drafter, BatchDrafter) or not self._lengths.adaptive:
+            return True
+        self._catch_up(slot, drafted)
+        return bool(self._drafter.propose(slot, self._k).tokens)
 
     def short(self, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
         return np.zeros(len(slots), bool)
@@ -124,11 +150,12 @@ class Speculation:
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
-        # A grammar may have forced tokens since the last step: then more than one is to be computed.
-        whole = (
-            (demand > 0) & (table.pending[rows] == 0) & (table.planned[rows] + demand == table.known[rows])
-        )
-        candidates = np.flatnonzero(whole & table.alone[rows]).tolist()
+        # A grammar may have forced tokens since the last step: then more than one is to be computed. A
+        # drafter that reads hidden states needs those of all but the last.
+        wants = demand == 1 if isinstance(self._drafter, FeatureDrafter) else demand > 0
+        whole = wants & (table.planned[rows] + demand == table.known[rows])
+        idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
+        candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
@@ -149,8 +176,14 @@ class Speculation:
             counts[i] = count
             if isinstance(self._drafter, FeatureDrafter):
                 self.stats.missing += self._drafter.missing(slot)
-            self._tire(slot, count)
+            self._tire(slot, count, len(rows))
         return counts
+
+    def takes_over(self) -> bool:
+        """Whether a request that decodes plainly is drafted for from now on, since the last call: its window
+        in flight should end."""
+        wanted, self._is_wanted = self._is_wanted, False
+        return wanted
 
     def _has_answered(self, slot: int) -> bool:
         return int(self._table.known[slot]) > self._of(slot).request.prompt_len
@@ -169,19 +202,22 @@ class Speculation:
     def proposal(self, slot: int) -> np.ndarray:
         return np.array(self._of(slot).proposal.tokens, np.int32)
 
-    def _tire(self, slot: int, count: int) -> None:
+    def _tire(self, slot: int, count: int, rows: int) -> None:
         drafted = self._of(slot)
         drafted.idle = 0 if count else drafted.idle + 1
         if not count:
-            drafted.went(0)
-        if self._lengths.adaptive and drafted.idle >= PATIENCE:
+            drafted.stepped(0, 0)
+        if not self._lengths.adaptive:
+            return
+        if drafted.idle >= PATIENCE or not self._lengths.keeps_up(rows, drafted.gain, drafted.spent):
             self._decode_plainly(slot)
 
     def _decode_plainly(self, slot: int) -> None:
         drafted = self._of(slot)
-        self._table.alone[slot] = drafted.request.sampling.may_force
+        self._table.alone[slot] = False
         rest = drafted.rest if isinstance(self._drafter, BatchDrafter) else REHEARSED
         self._due[slot] = self._table.known[slot] + rest
+        drafted.begin()
 
     # ------------------------------------------------------------------ what came of them
 
@@ -204,7 +240,7 @@ class Speculation:
                 continue
             drafted.request.drafts = (count, right)
             drafted.appetite = max(2, right + 2)
-            drafted.went(right)
+            drafted.stepped(count, right)
             self._lengths.learn(_first(drafted.proposal, count), right, drafted.trials)
 
     def computed(
@@ -235,14 +271,15 @@ class Speculation:
         """A drafter that has its price is tried again after a while, each time after a longer one."""
         drafted = self._of(slot)
         drafted.rest = min(2 * drafted.rest, LONGEST_REST)
-        drafted.idle, drafted.appetite = 0, 4
-        self._table.alone[slot] = True
+        drafted.appetite = 4
+        self._table.alone[slot] = self._is_wanted = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""
         drafted = self._of(slot)
         known = int(self._table.known[slot])
-        self._due[slot] = known + REHEARSED * rows
+        self._due[slot] = known + drafted.pause * rows
+        drafted.pause = min(2 * drafted.pause, LONGEST_PAUSE)
         if drafted.known < 0:
             self._catch_up(slot, drafted)
             return
@@ -260,8 +297,8 @@ class Speculation:
             at += len(new)
         drafted.known = known
         if self._lengths.pays(rows, self._k, drafted.chance):
-            drafted.idle = 0
-            self._table.alone[slot] = True
+            drafted.pause = REHEARSED
+            self._table.alone[slot] = self._is_wanted = True
 
     def _catch_up(self, slot: int, drafted: _Drafted) -> None:
         """The drafter learns of the tokens that it does not know."""
