@@ -205,8 +205,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grammar_backend: Annotated[
         Literal["auto", "llguidance", "xgrammar"],
         Meta(
-            description="compiles structured answers; auto: llguidance, and xgrammar for what it refuses, where "
-            "that is installed; xgrammar is an extra, with masks that are quicker and grammars that are slower to make"
+            description="compiles structured answers; auto: llguidance, and xgrammar for what it refuses, "
+            "where that is installed; xgrammar is an extra: quicker masks, grammars that are slower to make"
         ),
     ] = "auto"
     speculation: Annotated[

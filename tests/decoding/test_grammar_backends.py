@@ -25,6 +25,7 @@ from penstock.decoding.grammar.spec import (
 )
 from penstock.errors import InvalidRequest
 
+
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
 def test_what_masks_let_through_is_valid(backend: GrammarBackend, number: int) -> None:
     """Red if a token is allowed after which the schema can't be met."""

@@ -1,4 +1,4 @@
-"""Grammar backends against brute force: every mask against trying every token, every state against its past."""
+"""Grammar backends against brute force: masks against trying every token, states against their past."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def _tried(matcher: Matcher) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_masks_are_what_trying_every_token_finds(backend: GrammarBackend, spec: GrammarSpec, seed: int) -> None:
+def test_masks_are_what_trying_every_token_finds(
+    backend: GrammarBackend, spec: GrammarSpec, seed: int
+) -> None:
     """Red if a mask allows a token that is then refused, or leaves out one that would be taken."""
     chance, matcher = random.Random(seed), backend.compile(spec).matcher()
     for _ in range(25):
@@ -65,7 +67,7 @@ def test_masks_are_what_trying_every_token_finds(backend: GrammarBackend, spec: 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_state_of_the_past_comes_back(backend: GrammarBackend, spec: GrammarSpec, seed: int) -> None:
-    """Red if a state depends on what was tried and taken back before it, or on the end of an answer that was."""
+    """Red if a state depends on what was tried and taken back before it, or on an end that was."""
     chance, matcher = random.Random(seed), backend.compile(spec).matcher()
     past: list[tuple[list[int], list[int], bool]] = []
     for _ in range(40):

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from grammar_tokens import EOS, PIECES, ByteTokenizer, encode
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_sampler import forced_token, sections
-from grammar_tokens import EOS, PIECES, ByteTokenizer, encode
 
 from penstock.decoding.grammar.backend import Vocabulary
 from penstock.decoding.grammar.backends import make_backend

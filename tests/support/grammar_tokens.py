@@ -1,4 +1,4 @@
-"""A vocabulary for grammars (every byte and some longer tokens), and random answers that masks let through."""
+"""A vocabulary for grammars (every byte, some longer tokens), and random answers that masks let through."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def write(
     most: int = 300,
     likes: Callable[[bytes], bool] = lambda piece: piece in CLOSING,
 ) -> tuple[str, bool]:
-    """A random answer that the masks let through, and whether it came to its end. Pieces that `likes` says are
-    likelier; what closes is, so that answers end soon."""
+    """A random answer that the masks let through, and whether it came to its end. What `likes` takes is
+    likelier: what closes, so that answers end soon."""
     matcher = backend.compile(spec).matcher()
     draw, text = random.Random(seed), b""
     for _ in range(most):

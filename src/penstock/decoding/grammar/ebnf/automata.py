@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 from msgspec import Struct
@@ -167,7 +168,8 @@ def difference(one: Automaton, other: Automaton) -> Automaton:
                 found.append((chars, (target, None)))
         return state in one.ends and its_state not in other.ends, found
 
-    return _built((0, 0), expand)
+    start: tuple[int, int | None] = (0, 0)
+    return _built(start, expand)
 
 
 def depth_within(words: frozenset[str], states: int) -> int:
@@ -257,7 +259,7 @@ def _determined(steps: list[tuple[Characters, Node]]) -> Iterator[tuple[Characte
     """For every character all that may stand behind it."""
     cuts = sorted({cut for chars, _ in steps for low, high in chars.ranges for cut in (low, high + 1)})
     found: dict[frozenset[Node], list[tuple[int, int]]] = {}
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         behind = frozenset(node for chars, node in steps if any(a <= low <= b for a, b in chars.ranges))
         if behind:
             found.setdefault(behind, []).append((low, high - 1))

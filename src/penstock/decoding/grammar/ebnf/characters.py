@@ -12,7 +12,7 @@ _SURROGATES = (0xD800, 0xDFFF)
 
 
 class Characters(Struct, frozen=True):
-    """`ranges`: sorted, not touching each other, without surrogates. Made by `characters` and the operators."""
+    """`ranges`: sorted, not touching, without surrogates. Made by `characters` and the operators."""
 
     ranges: tuple[Range, ...] = ()
 

@@ -1,7 +1,7 @@
 """Regular expressions in the notation of ECMA-262, as far as they are regular.
 
-Read are alternatives, groups, quantifiers, classes, `\\d \\D \\w \\W \\s \\S`, `.`, escapes of characters, `(?s:…)`
-and `^`, `$` where an alternative begins and ends. What else there is (look-around, references, `\\b`, `\\p`)
+Read are alternatives, groups, quantifiers, classes, `\\d \\D \\w \\W \\s \\S`, `.`, escapes of characters,
+`(?s:…)` and `^`, `$` where an alternative begins and ends. What else there is (look-around, references, `\\b`, `\\p`)
 raises UnkeptError.
 """
 
@@ -67,7 +67,7 @@ ANYTHING = Repeat(Chars(EVERY), 0, None)
 
 @lru_cache(maxsize=KNOWN)
 def searched(source: str) -> Node:
-    """The texts in which `source` is found somewhere, as JSON Schema means its patterns. Raises UnkeptError."""
+    """The texts in which `source` is found, as JSON Schema means its patterns. Raises UnkeptError."""
     return _without_edges(_Reader(source).read(), ANYTHING)
 
 

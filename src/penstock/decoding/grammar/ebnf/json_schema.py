@@ -1,9 +1,9 @@
 """A JSON schema as shapes of values.
 
-Everything that must hold at one place (references, `allOf`, the schemas of one property in several of them) is
-one Conjunction, a set of schemas of the document; so schemas that contain themselves are finite. What must not
-hold is turned into what must (`negation.py`). `oneOf` is kept where its branches exclude each other, or can be
-made to.
+Everything that must hold at one place (references, `allOf`, the schemas of one property in several of them)
+is one Conjunction, a set of schemas of the document; so schemas that contain themselves are finite. What must
+not hold is turned into what must (`negation.py`). `oneOf` is kept where its branches exclude each other, or
+can be made to.
 
 Where a language can't be written exactly a part of it is, so that every answer is valid: members come in the
 order in which they are listed, and beside patternProperties only members that it or `properties` describes.
@@ -46,9 +46,9 @@ _MAX_STEPS = 20_000  # of finding them, over the whole schema
 _MAX_DEPTH = 64  # of branches inside of branches
 _OPENED = "allOf"  # decided: what the schema refers to is in the conjunction
 _OF_ARRAYS = ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems")
-_OF_OBJECTS = ("properties", "required", "additionalProperties", "patternProperties", "propertyNames") + (
-    "minProperties",
-    "maxProperties",
+_OF_OBJECTS = (
+    *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+    *("minProperties", "maxProperties"),
 )
 
 
@@ -239,8 +239,8 @@ class Document:
         return [shape for shape in found if shape is not None]
 
     def _in_order(self, branch: Conjunction) -> list[Any]:
-        """The schemas of a branch as they stand in the document, what one refers to before itself: the members
-        of a value come in this order."""
+        """The schemas of a branch as they stand in the document, what one refers to before itself: the
+        members of a value come in this order."""
         numbers, seen, ordered = {part.schema for part in branch}, set[int](), list[Any]()
 
         def visit(number: int) -> None:

@@ -1,8 +1,8 @@
 """Shapes of JSON values as rules of a grammar.
 
-White space is that of the other backends: between two parts at most one piece of it. Strings without a pattern
-may use every escape of JSON; elsewhere characters have their shortest spelling, so that no two texts say one
-thing.
+White space is that of the other backends: between two parts at most one piece of it. Strings without a
+pattern may use every escape of JSON; elsewhere characters have their shortest spelling, so that no two texts
+say one thing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
-
-from msgspec.structs import replace
 
 from penstock.decoding.grammar.ebnf import automata, numbers
 from penstock.decoding.grammar.ebnf.automata import Automaton

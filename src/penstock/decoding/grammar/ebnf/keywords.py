@@ -15,9 +15,11 @@ from penstock.decoding.grammar.ebnf.rules import UnkeptError
 from penstock.decoding.grammar.ebnf.shapes import JSON_TYPES
 
 UNKEPT = frozenset(
-    ["contains", "minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties"]
-    + ["$dynamicRef", "$recursiveRef", "contentEncoding", "contentMediaType", "contentSchema"]
-    + ["extends", "disallow", "divisibleBy"]
+    [
+        *("contains", "minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties"),
+        *("$dynamicRef", "$recursiveRef", "contentEncoding", "contentMediaType", "contentSchema"),
+        *("extends", "disallow", "divisibleBy"),
+    ]
 )
 _MAX_DIGITS = 40  # of a limit
 Schema = Mapping[str, Any]

@@ -12,8 +12,10 @@ from penstock.decoding.grammar.ebnf.shapes import JSON_TYPES, canonical, type_of
 # A keyword of our own that no document can have: strings that must not come.
 EXCLUDED: Any = object()
 _ANNOTATIONS = frozenset(
-    ["title", "description", "default", "examples", "example", "$comment", "$schema", "$id", "id", "$anchor"]
-    + ["deprecated", "readOnly", "writeOnly", "$defs", "definitions"]
+    [
+        *("title", "description", "default", "examples", "example", "$comment", "$schema", "$id", "id"),
+        *("$anchor", "deprecated", "readOnly", "writeOnly", "$defs", "definitions"),
+    ]
 )
 _MAX_DEPTH = 16
 # keyword -> (the type it speaks of, the keyword that says the opposite, what its value changes by)
@@ -66,17 +68,25 @@ class _Negation:
         elif keyword == "type":
             yield from self._types()
         elif keyword in ("const", "enum"):
-            yield from _without(
-                [schema["const"]] if keyword == "const" else keywords.literals({"enum": schema["enum"]})[0]
-            )
-        elif keyword == "required":
+            yield from _without(keywords.literals({keyword: schema[keyword]})[0])
+        elif keyword in ("required", "properties"):
+            yield from self._members(keyword)
+        else:
+            yield from self._combined(keyword)
+
+    def _members(self, keyword: str) -> Iterator[Any]:
+        schema = self._schema
+        if keyword == "required":
             for name in keywords.names(keyword, schema[keyword]):
                 yield {"type": "object", "properties": {name: False}}
-        elif keyword == "properties":
+        else:
             for name, inner in keywords.named_schemas(schema, keyword).items():
                 for other in self._negated(inner):
                     yield {"type": "object", "required": [name], "properties": {name: other}}
-        elif keyword == "$ref":
+
+    def _combined(self, keyword: str) -> Iterator[Any]:
+        schema = self._schema
+        if keyword == "$ref":
             yield from self._negated(self._resolve(schema))
         elif keyword == "allOf":
             for inner in keywords.schemas(schema, keyword):

@@ -196,7 +196,7 @@ def _split(value: Decimal) -> tuple[int, str]:
 
 
 class _Fractions:
-    """What may stand behind a whole part that equals that of the lower bound, of the upper one, or of none."""
+    """What may stand behind a whole part that equals that of the lower bound, the upper one, or none."""
 
     def __init__(self, low: str, high: str, bounds: Bounds, places: int) -> None:
         self._low, self._high, self._bounds, self._places = low, high, bounds, places

@@ -49,7 +49,8 @@ class Possible:
         return replace(shape, members=members, patterns=patterns, others=others)
 
     def _array(self, shape: Array) -> Array | None:
-        items, most = [], shape.most
+        items: list[Conjunction] = []
+        most = shape.most
         for item in shape.prefix:
             if not self.of(item):
                 most = len(items) if most is None else min(len(items), most)

@@ -56,8 +56,8 @@ class References:
                     self._resources.setdefault(base, schema)
                 if anchor:
                     self._anchors[base, anchor] = schema
-        if isinstance(anchor := schema.get("$anchor"), str):
-            self._anchors[base, anchor] = schema
+        if isinstance(plain := schema.get("$anchor"), str):
+            self._anchors[base, plain] = schema
         self._bases[id(schema)] = base
         for inner in subschemas(schema):
             self._walk(inner, base)

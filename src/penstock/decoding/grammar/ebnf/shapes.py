@@ -27,7 +27,6 @@ from penstock.decoding.grammar.ebnf.characters import EVERY, Characters
 from penstock.decoding.grammar.ebnf.expressions import ANYTHING, Chars, Node, Repeat
 from penstock.decoding.grammar.ebnf.numbers import Bounds
 
-
 # Lengths up to which an automaton counts, of strings of any length and of one.
 COUNTED, COUNTED_FIXED = 16, 64
 ANY_TEXT = of_expression(ANYTHING)

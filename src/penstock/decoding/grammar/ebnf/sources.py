@@ -1,7 +1,7 @@
-"""What is handed to xgrammar for a GrammarSpec: rules that are written here, or a caller's own that are checked.
+"""What is handed to xgrammar for a GrammarSpec: rules that are written here, or a caller's own, checked.
 
-The library reads more than the notations that callers know: names of its own (`Regex(…)`, `Token(…)`), attributes
-and assertions that it does not hold to. In a caller's grammar they are refused.
+The library reads more than the notations that callers know: names of its own (`Regex(…)`, `Token(…)`),
+attributes and assertions that it does not hold to. In a caller's grammar they are refused.
 """
 
 from __future__ import annotations

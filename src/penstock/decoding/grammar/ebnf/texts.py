@@ -20,8 +20,10 @@ class Texts:
         self._known: dict[tuple[Automaton, str, str], str] = {}
 
     def plain(self, automaton: Automaton, behind: str = "") -> str:
-        """Of texts as they are. `behind`: an assertion of what follows them wherever the rule stands: tokens that
-        go on otherwise need not be tried while masks are made. Raises UnkeptError if the grammar gets too large."""
+        """Of texts as they are. Raises UnkeptError if the grammar gets too large.
+
+        `behind`: an assertion of what follows them wherever the rule stands: tokens that go on otherwise need
+        not be tried while masks are made."""
         return self._written(automaton, '""', behind, is_json=False)
 
     def string(self, automaton: Automaton, behind: str = "") -> str:
