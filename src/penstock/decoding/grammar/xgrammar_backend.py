@@ -12,9 +12,11 @@ Source: github.com/mlc-ai/xgrammar.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from penstock.decoding.grammar.ebnf.rules import UnkeptError
 from penstock.decoding.grammar.ebnf.sources import source_of
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.errors import EngineUnavailable
+
+STEP_S = 0.1  # of a processor, for one mask or one token: real schemas take a hundredth
 
 
 class _Tokens:
@@ -65,22 +69,40 @@ class XGrammarMatcher:
         self._matcher = GrammarMatcher(compiled)
         self._tokens = tokens
         self._taken: list[int] = []
+        self._slow_s = 0.0  # of the call that took too long
 
     def fill(self, mask: np.ndarray) -> None:
         if self._matcher.is_terminated():
             mask[:] = self._tokens.only_ends
             return
         try:
-            self._matcher.fill_next_token_bitmask(mask[None])
+            with self._timed():
+                self._matcher.fill_next_token_bitmask(mask[None])
         except Exception as error:
             raise GrammarBroken(f"the grammar can't be followed further: {error}") from error
+        if self._slow_s:
+            raise GrammarBroken(
+                f"the grammar can't be followed further: one token took {self._slow_s:.1f} s, at most "
+                f"{STEP_S:g} s; make it less ambiguous"
+            )
         mask &= self._tokens.every
 
     def consume(self, token: int) -> bool:
-        if self._matcher.is_terminated() or not self._matcher.accept_token(token):
+        if self._slow_s or self._matcher.is_terminated():
             return False
-        self._taken.append(token)
-        return True
+        with self._timed():
+            taken = self._matcher.accept_token(token)
+        if taken:
+            self._taken.append(token)
+        return bool(taken)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """The library has no limit of its own, and what an ambiguous grammar takes grows with every token."""
+        began = time.thread_time()
+        yield
+        if (took := time.thread_time() - began) > STEP_S:
+            self._slow_s = took
 
     def rollback(self, tokens: int) -> None:
         if tokens > len(self._taken):
@@ -150,11 +172,11 @@ class XGrammarBackend:
         self._ready: tuple[Any, _Tokens] | None = None
 
     def compile(self, spec: GrammarSpec) -> _Compiled:
-        compiler, tokens = self._compiler()
         try:
             source = source_of(spec, self._vocabulary().size)
         except UnkeptError as reason:
             raise refusal(spec, str(reason)) from None
+        compiler, tokens = self._compiler()  # only now: what is refused above needs no library
         try:
             if source.notation == "lark":
                 return _Compiled(compiler.compile_lark(source.text), tokens)

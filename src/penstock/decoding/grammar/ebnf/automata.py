@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from penstock.decoding.grammar.ebnf import work
 from penstock.decoding.grammar.ebnf.characters import Characters, characters
 from penstock.decoding.grammar.ebnf.expressions import Chars, Choice, Edge, Node, Repeat, Sequence, lengths
 from penstock.decoding.grammar.ebnf.rules import UnkeptError
@@ -49,23 +50,12 @@ class Automaton(Struct, frozen=True):
     @property
     def longest(self) -> int | None:
         """Characters of the longest text; None if there is no limit."""
-        lengths: dict[int, int | None] = {}
-
-        def of(state: int) -> int | None:
-            if state not in lengths:
-                lengths[state] = None  # while it is looked at: met again, there is a loop
-                behind = [of(target) for _, target in self.steps[state]]
-                if None in behind:
-                    raise _LoopError
-                lengths[state] = max((length + 1 for length in behind if length is not None), default=0)
-            elif lengths[state] is None:
-                raise _LoopError
-            return lengths[state]
-
-        try:
-            return of(0)
-        except _LoopError:
-            return None
+        states, length = frozenset([0]), 0
+        while states and length <= len(self.steps):
+            work.spend(len(states))
+            states = frozenset(target for state in states for _, target in self.steps[state])
+            length += 1
+        return None if states else length - 1
 
     def may_end_from(self, count: int) -> bool:
         """Whether every text of `count` characters or more that may go on to an end is one itself."""
@@ -86,10 +76,6 @@ class Automaton(Struct, frozen=True):
         return reached <= self.ends
 
 
-class _LoopError(Exception):
-    pass
-
-
 NOTHING = Automaton(((),), frozenset())
 
 
@@ -98,9 +84,8 @@ def of_expression(node: Node) -> Automaton:
     """Raises UnkeptError if it has more than MAX_STATES states."""
 
     def expand(nodes: frozenset[Node]) -> tuple[bool, Iterable[tuple[Characters, frozenset[Node]]]]:
-        return any(lengths(node)[0] == 0 for node in nodes), _determined(
-            [step for node in nodes for step in _following(node)]
-        )
+        following = [step for node in nodes for step in _following(node)]
+        return any(lengths(node)[0] == 0 for node in nodes), _determined(following)
 
     return _built(frozenset([node]), expand)
 
@@ -139,6 +124,7 @@ def intersection(one: Automaton, other: Automaton) -> Automaton:
     """Texts that match both. Raises UnkeptError."""
 
     def expand(pair: tuple[int, int]) -> tuple[bool, Iterator[tuple[Characters, tuple[int, int]]]]:
+        work.spend(_pairs(one.steps[pair[0]], other.steps[pair[1]]))
         both = (
             (common, (target, its_target))
             for chars, target in one.steps[pair[0]]
@@ -158,6 +144,7 @@ def difference(one: Automaton, other: Automaton) -> Automaton:
         state, its_state = pair
         if its_state is None:
             return state in one.ends, [(chars, (target, None)) for chars, target in one.steps[state]]
+        work.spend(_pairs(one.steps[state], other.steps[its_state]))
         found: list[tuple[Characters, tuple[int, int | None]]] = []
         for chars, target in one.steps[state]:
             for its_chars, its_target in other.steps[its_state]:
@@ -188,11 +175,13 @@ def _built(start: Key, expand: Expand[Key]) -> Automaton:
     numbers, order, ends = {start: 0}, [start], set[int]()
     steps: list[list[Step]] = []
     for key in order:  # grows meanwhile
+        work.spend(1)
         is_end, behind = expand(key)
         if is_end:
             ends.add(numbers[key])
         merged: dict[int, Characters] = {}
         for chars, target in behind:
+            work.spend(1)
             if target not in numbers:
                 numbers[target] = len(order)
                 order.append(target)
@@ -227,6 +216,7 @@ def _reduced(steps: list[list[Step]], ends: set[int]) -> Automaton:
     """Equal states made one (E. F. Moore, 1956)."""
     blocks = [int(state in ends) for state in range(len(steps))]
     while len(steps) <= _MOST_REDUCED:
+        work.spend(sum(map(len, steps)))
         signatures = [(block, _by_block(behind, blocks)) for block, behind in zip(blocks, steps, strict=True)]
         numbers: dict[Hashable, int] = {}
         found = [numbers.setdefault(signature, len(numbers)) for signature in signatures]
@@ -255,9 +245,16 @@ def _by_block(behind: list[Step], blocks: list[int]) -> tuple[tuple[int, tuple[t
     return tuple(sorted((block, chars.ranges) for block, chars in merged.items()))
 
 
+def _pairs(steps: tuple[Step, ...], others: tuple[Step, ...]) -> int:
+    """Of ranges of characters that are compared."""
+    ranges = sum(len(chars.ranges) for chars, _ in steps) * len(others)
+    return ranges + sum(len(chars.ranges) for chars, _ in others) * len(steps)
+
+
 def _determined(steps: list[tuple[Characters, Node]]) -> Iterator[tuple[Characters, frozenset[Node]]]:
     """For every character all that may stand behind it."""
     cuts = sorted({cut for chars, _ in steps for low, high in chars.ranges for cut in (low, high + 1)})
+    work.spend(len(cuts) * len(steps) // 10)
     found: dict[frozenset[Node], list[tuple[int, int]]] = {}
     for low, high in pairwise(cuts):
         behind = frozenset(node for chars, node in steps if any(a <= low <= b for a, b in chars.ranges))
@@ -272,6 +269,7 @@ def _following(node: Node) -> Iterator[tuple[Characters, Node]]:
 
     V. Antimirov, "Partial derivatives of regular expressions and finite automaton constructions", 1996.
     """
+    work.spend(1)
     match node:
         case Chars():
             yield node.of, Sequence(())

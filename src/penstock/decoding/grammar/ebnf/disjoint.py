@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from penstock.decoding.grammar.ebnf import work
 from penstock.decoding.grammar.ebnf.automata import intersection
 from penstock.decoding.grammar.ebnf.rules import UnkeptError
 from penstock.decoding.grammar.ebnf.shapes import (
@@ -37,6 +38,7 @@ class Disjoint:
             return False
 
     def _pair(self, one: Shape, other: Shape, depth: int) -> bool:
+        work.spend(1)
         if isinstance(other, Literals) and not isinstance(one, Literals):
             one, other = other, one
         match one, other:

@@ -1,8 +1,8 @@
 """Regular expressions in the notation of ECMA-262, as far as they are regular.
 
 Read are alternatives, groups, quantifiers, classes, `\\d \\D \\w \\W \\s \\S`, `.`, escapes of characters,
-`(?s:…)` and `^`, `$` where an alternative begins and ends. What else there is (look-around, references, `\\b`, `\\p`)
-raises UnkeptError.
+`(?s:…)` and `^`, `$` where an alternative begins and ends. What else there is (look-around, references,
+`\\b`, `\\p`) raises UnkeptError.
 """
 
 from __future__ import annotations

@@ -211,6 +211,9 @@ class _Members:
 
     def rule(self) -> str:
         space = self._values.space
+        for at in range(len(self._shape.members), 0, -1):  # the last ones first: no deep recursion
+            for count in range(min(at, self._cap), -1, -1):
+                self._pair(at, count)
         pair = self._pair(0, 0)
         options = [f'"{{" {space} {pair}'] if pair is not None else []
         if self._needed == 0 and self._least == 0:

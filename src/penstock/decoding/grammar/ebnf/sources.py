@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from penstock.decoding.grammar.ebnf import automata
+from penstock.decoding.grammar.ebnf import automata, work
 from penstock.decoding.grammar.ebnf.expressions import MAX_REPEATS, whole
 from penstock.decoding.grammar.ebnf.json_schema import Document
 from penstock.decoding.grammar.ebnf.json_values import JsonValues
@@ -38,7 +38,14 @@ class Source(Struct, frozen=True):
 
 def source_of(spec: GrammarSpec, vocab_size: int) -> Source:
     """Raises UnkeptError naming what can't be kept."""
-    rules = Rules(vocab_size)
+    try:
+        with work.bounded():
+            return _source(spec, Rules(vocab_size))
+    except RecursionError:
+        raise UnkeptError("it is nested too deep to compile; make it simpler") from None
+
+
+def _source(spec: GrammarSpec, rules: Rules) -> Source:
     match spec.kind:
         case "json_schema":
             return Source("ebnf", rules.text(_json(rules, json.loads(spec.source))))
