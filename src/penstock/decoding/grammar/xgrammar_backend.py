@@ -178,9 +178,7 @@ class XGrammarBackend:
             raise refusal(spec, str(reason)) from None
         compiler, tokens = self._compiler()  # only now: what is refused above needs no library
         try:
-            if source.notation == "lark":
-                return _Compiled(compiler.compile_lark(source.text), tokens)
-            return _Compiled(compiler.compile_grammar(source.text), tokens)
+            return _Compiled(compiler.compile_grammar(source), tokens)
         except Exception as error:  # noqa: BLE001  whatever the library has against the grammar
             raise refusal(spec, _reason(error)) from None
 

@@ -6,6 +6,7 @@ import json
 
 BUDGET_MS = 5000  # of compiling one grammar, for a vocabulary of TOKENS
 TOKENS = 50_000
+MAX_RULES = 4096  # the library's time grows with their square and more
 
 
 class UnkeptError(Exception):
@@ -46,9 +47,9 @@ class Rules:
         return self._shared[key]
 
     def spend(self, milliseconds: int) -> None:
-        """Of compiling. Raises UnkeptError when there are none left."""
+        """Of compiling. Raises UnkeptError when there are none left, or too many rules."""
         self.budget -= milliseconds
-        if self.budget < 0:
+        if self.budget < 0 or len(self._bodies) > MAX_RULES:
             raise UnkeptError("it is too large to compile; make it simpler")
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
-
-from msgspec import Struct
+from typing import Any
 
 from penstock.decoding.grammar.ebnf import automata, work
 from penstock.decoding.grammar.ebnf.expressions import MAX_REPEATS, whole
@@ -25,18 +23,9 @@ _GBNF = re.compile(
     r'(?P<text>"(?:\\.|[^"\\\n])*")|(?P<chars>\[(?:\\.|[^\]\\\n])*\])|(?P<comment>#[^\n]*)'
     r"|(?P<name>[A-Za-z_.-][\w.-]*)|(?P<repeat>\*|\+|\?|\{\s*\d+\s*(?:,\s*\d*\s*)?\})|(?P<other>::=|\S)"
 )
-_LARK = re.compile(
-    r'(?P<text>"(?:\\.|[^"\\\n])*"i?)|(?P<regex>/(?!/)(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/\w*)|(?P<comment>(?://|#)[^\n]*)'
-    r"|(?P<directive>%\w+)|(?P<attribute>\[[^\]\n]*=[^\]\n]*\])|(?P<other>\S)"
-)
 
 
-class Source(Struct, frozen=True):
-    notation: Literal["ebnf", "lark"]
-    text: str
-
-
-def source_of(spec: GrammarSpec, vocab_size: int) -> Source:
+def source_of(spec: GrammarSpec, vocab_size: int) -> str:
     """Raises UnkeptError naming what can't be kept."""
     try:
         with work.bounded():
@@ -45,29 +34,29 @@ def source_of(spec: GrammarSpec, vocab_size: int) -> Source:
         raise UnkeptError("it is nested too deep to compile; make it simpler") from None
 
 
-def _source(spec: GrammarSpec, rules: Rules) -> Source:
+def _source(spec: GrammarSpec, rules: Rules) -> str:
     match spec.kind:
         case "json_schema":
-            return Source("ebnf", rules.text(_json(rules, json.loads(spec.source))))
+            return rules.text(_json(rules, json.loads(spec.source)))
         case "json_object":
-            return Source("ebnf", rules.text(_json(rules, {"type": "object"})))
+            return rules.text(_json(rules, {"type": "object"}))
         case "regex":
             automaton = automata.of_expression(whole(spec.source))
             if automaton.is_empty:
                 raise UnkeptError("it matches nothing")
-            return Source("ebnf", rules.text(Texts(rules).plain(automaton)))
+            return rules.text(Texts(rules).plain(automaton))
         case "choice":
             choices = json.loads(spec.source)
             rules.spend(sum(map(len, choices)) // 100)
-            return Source("ebnf", rules.text(rules.made(" | ".join(map(literal, choices)))))
+            return rules.text(rules.made(" | ".join(map(literal, choices))))
         case "grammar":
-            if "::=" in spec.source:
-                _check_gbnf(spec.source, rules)
-                return Source("ebnf", spec.source)
-            _check_lark(spec.source, rules)
-            return Source("lark", spec.source)
+            if "::=" not in spec.source:
+                # The library's reader of Lark crashes the process on rules such as `x: x?` (version 0.2.8).
+                raise UnkeptError("Lark's notation is llguidance's; write GBNF (root ::= …) for xgrammar")
+            _check_gbnf(spec.source, rules)
+            return spec.source
         case "structural_tag":
-            return Source("ebnf", rules.text(_structural_tag(rules, json.loads(spec.source))))
+            return rules.text(_structural_tag(rules, json.loads(spec.source)))
 
 
 def _json(rules: Rules, schema: Any) -> str:
@@ -123,18 +112,3 @@ def _check_gbnf(source: str, rules: Rules) -> None:
 def _times(quantifier: str) -> int:
     counts = [int(count) for count in re.findall(r"\d+", quantifier)]
     return min(max([1, *counts]), MAX_REPEATS)
-
-
-def _check_lark(source: str, rules: Rules) -> None:
-    """Raises UnkeptError for what the library reads otherwise than llguidance does, or in part."""
-    for token in _LARK.finditer(source):
-        kind, text = token.lastgroup, token.group()
-        if kind == "directive":
-            raise UnkeptError(f"{text} can't be kept")
-        if kind == "attribute":
-            raise UnkeptError(f"the attribute {text} can't be kept")
-        if kind == "regex":
-            body, _, flags = text[1:].rpartition("/")
-            if flags not in ("", "s"):
-                raise UnkeptError(f"the flags of {text} can't be kept")
-            rules.spend(len(automata.of_expression(whole(body)).steps))
