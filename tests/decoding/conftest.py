@@ -22,5 +22,10 @@ def backend(request: pytest.FixtureRequest) -> GrammarBackend:
 
 
 @pytest.fixture(scope="session")
+def llguidance() -> GrammarBackend:
+    return make_backend("llguidance", vocabulary)
+
+
+@pytest.fixture(scope="session")
 def xgrammar() -> GrammarBackend:
     return make_backend(installed("xgrammar"), vocabulary)

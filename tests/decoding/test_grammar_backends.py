@@ -74,6 +74,10 @@ def test_one_of_the_choices_comes(backend: GrammarBackend) -> None:
 )
 def test_grammars_in_both_notations(backend: GrammarBackend, source: str) -> None:
     """Red if a recursive grammar is flattened, or one of the notations is read as the other."""
+    if backend.name == "xgrammar" and "::=" not in source:
+        with pytest.raises(InvalidRequest, match="write GBNF"):
+            backend.compile(spec_of_text("grammar", source, "grammar"))
+        return
     for seed in range(10):
         text, complete = write(backend, spec_of_text("grammar", source, "grammar"), seed, most=60)
         if complete:

@@ -1,10 +1,11 @@
-"""Grammar backends against other readings of generated grammars: the language, text by text, token by token."""
+"""Grammar backends against other readings of generated grammars, text by text and token by token."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from grammar_languages import (
     EXPRESSION_TEXTS,
@@ -13,7 +14,7 @@ from grammar_languages import (
     SCHEMAS,
     TEXTS,
     Grammar,
-    as_text,
+    as_answer,
     instances,
     language,
     written,
@@ -46,23 +47,21 @@ def compiled(backend: GrammarBackend, spec: Any) -> CompiledGrammar | None:
 def test_an_expression_takes_what_re_matches(backend: GrammarBackend, expression: str) -> None:
     """Red if an automaton takes more than its expression, or less."""
     grammar = compiled(backend, spec_of_text("regex", expression, "regex"))
-    if grammar is None:
-        return
-    want = {text for text in EXPRESSION_TEXTS if re.fullmatch(expression, text)}
-    assert {text for text in EXPRESSION_TEXTS if accepted(grammar, text)} == want
+    if grammar is not None:
+        want = {text for text in EXPRESSION_TEXTS if re.fullmatch(expression, text)}
+        assert {text for text in EXPRESSION_TEXTS if accepted(grammar, text)} == want
 
 
-@pytest.mark.parametrize("notation", ["gbnf", "lark"])
 @given(rules=GRAMMARS)
-def test_a_grammar_takes_the_texts_of_its_rules(xgrammar: GrammarBackend, notation: str, rules: Grammar) -> None:
+def test_a_grammar_takes_the_texts_of_its_rules(xgrammar: GrammarBackend, rules: Grammar) -> None:
     """Red if empty, ambiguous or left-recursive rules are followed wrongly."""
-    grammar = xgrammar.compile(spec_of_text("grammar", written(rules, notation), "grammar"))
+    grammar = xgrammar.compile(spec_of_text("grammar", written(rules, "gbnf"), "grammar"))
     assert {text for text in TEXTS if accepted(grammar, text)} == language(rules)
 
 
 @pytest.mark.parametrize("notation", ["gbnf", "lark"])
 @given(rules=GRAMMARS)
-def test_a_grammar_takes_no_other_texts(notation: str, rules: Grammar, llguidance: GrammarBackend) -> None:
+def test_a_grammar_takes_no_other_texts(llguidance: GrammarBackend, notation: str, rules: Grammar) -> None:
     """Red if a text that no rules lead to is taken. llguidance takes words greedily, so it may take fewer."""
     grammar = compiled(llguidance, spec_of_text("grammar", written(rules, notation), "grammar"))
     if grammar is not None:
@@ -71,22 +70,12 @@ def test_a_grammar_takes_no_other_texts(notation: str, rules: Grammar, llguidanc
 
 @given(data=st.data())
 def test_a_schema_takes_its_instances(backend: GrammarBackend, data: st.DataObject) -> None:
-    """Red if an instance is taken that is not valid, or a valid one is not, with its members in order."""
-    validators = pytest.importorskip("jsonschema_rs")
+    """Red if an instance is taken that is not valid, or a valid one is not whose members are in order."""
     schema = data.draw(SCHEMAS)
     grammar = compiled(backend, spec_of_schema(schema, "s"))
-    for _ in range(6):
-        value = data.draw(instances(schema))
-        valid = validators.is_valid(schema, value)
+    for value in data.draw(st.lists(instances(schema), min_size=4, max_size=8)):
+        valid = jsonschema_rs.is_valid(schema, value)
         if grammar is None:
-            assert not valid or _is_refused_whole(schema)
-            continue
-        got = accepted(grammar, as_text(value), data.draw(st.booleans()))
-        assert valid or not got, (schema, value)
-
-
-@given(data=st.data())
-def test_backends_agree(
-    llguidance: GrammarBackend, xgrammar: GrammarBackend, data: st.DataObject
-) -> None:
-    """Red if a schema that both take means different answers by backend."""
+            assert not valid
+        else:
+            assert accepted(grammar, as_answer(schema, value), data.draw(st.booleans())) == valid, value

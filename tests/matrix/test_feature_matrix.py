@@ -147,6 +147,11 @@ def _grammar(setup: Setup) -> None:
     setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){400}"))
 
 
+def _second_grammar(setup: Setup) -> None:
+    setup.settings["grammar_backend"] = "xgrammar"
+    setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){60}"))
+
+
 def _tools(setup: Setup) -> None:
     # The form with the fewest forced tokens before the first free one.
     form = forced_calls(FORMATS["pythonic"], (TOOL,), "required", True, Specials())
@@ -235,6 +240,8 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "cancelled neighbours": _neighbours,
     **BACKENDS,
 }
+# Where one test beside many features says it all.
+OF_ONE_TEST: dict[str, Callable[[Setup], None]] = {"grammar by xgrammar": _second_grammar}
 # Of each of these a request or an engine has one.
 ONE_OF = {
     "one drafter at a time": DRAFTERS.keys(),
@@ -285,7 +292,7 @@ def _sampling_of(i: int, changes: dict[str, Any]) -> TokenSampling:
 def _setup(path: Path, names: tuple[str, ...]) -> Setup:
     setup = Setup(path)
     for name in names:
-        FEATURES[name](setup)
+        (FEATURES | OF_ONE_TEST)[name](setup)
     return setup
 
 

@@ -1,4 +1,4 @@
-"""Expressions, grammars and schemas that hypothesis makes, with readings of them that share no code with a backend."""
+"""Expressions, grammars and schemas that hypothesis makes, and readings of them without a backend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import Any
 
+import jsonschema_rs
 from hypothesis import strategies as st
 
 LETTERS = "ab"
@@ -33,7 +34,9 @@ EXPRESSION_TEXTS = [*TEXTS[:31], "é", "aé", "éb", "1", "a1", "12", "\n", "a\n
 # ------------------------------------------------------------------------------ context-free grammars
 
 RULES = ("root", "x", "y")
-Body = tuple[Any, ...]  # ("text", t) | ("rule", name) | ("all", parts) | ("any", options) | (quantifier, part)
+Body = tuple[
+    Any, ...
+]  # ("text", t) | ("rule", name) | ("all", parts) | ("any", options) | (quantifier, part)
 Grammar = dict[str, Body]
 
 
@@ -176,15 +179,35 @@ def instances(schema: Any) -> st.SearchStrategy[Any]:
         members = {name: instances(inner) for name, inner in schema["properties"].items()}
         others = st.dictionaries(st.sampled_from([*_NAMES, "b"]), VALUES, max_size=1)
         known = st.fixed_dictionaries({}, optional=members)
-        # In the order of the schema, which is that of answers.
-        kinds += [st.fixed_dictionaries(members), known, st.tuples(known, others).map(lambda two: {**two[0], **two[1]})]
+        kinds += [
+            st.fixed_dictionaries(members),
+            known,
+            st.tuples(known, others).map(lambda two: {**two[0], **two[1]}),
+        ]
     kinds += {
         "integer": [st.integers(-3, 13)],
         "number": [st.integers(-30, 130).map(lambda tenths: tenths / 10)],
-        "string": [st.text("abm\u00e9\n\"\\", max_size=4)],
+        "string": [st.text('abm\u00e9\n"\\', max_size=4)],
     }.get(schema.get("type") if isinstance(schema.get("type"), str) else "", [])
     return st.one_of(kinds)
 
 
-def as_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def as_answer(schema: Any, value: Any) -> str:
+    """A value that is valid, or nearly, as an answer spells it: its members in the schema's order."""
+    return json.dumps(_ordered(schema, value), ensure_ascii=False)
+
+
+def _ordered(schema: Any, value: Any) -> Any:
+    if "anyOf" in schema:
+        fitting = [option for option in schema["anyOf"] if jsonschema_rs.is_valid(option, value)]
+        return _ordered(fitting[0], value) if fitting else value
+    if isinstance(value, list):
+        return [_ordered(schema.get("items", {}), item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "const" in schema:
+        return schema["const"] if schema["const"] == value else value
+    members = schema.get("properties", {})
+    others = schema.get("additionalProperties") or {}
+    names = [*(name for name in members if name in value), *(name for name in value if name not in members)]
+    return {name: _ordered(members.get(name, others), value[name]) for name in names}

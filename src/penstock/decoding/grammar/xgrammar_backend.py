@@ -63,9 +63,10 @@ def _packed(bits: np.ndarray) -> np.ndarray:
 
 
 class XGrammarMatcher:
-    def __init__(self, compiled: Any, tokens: _Tokens) -> None:
+    def __init__(self, compiled: Any, tokens: _Tokens, may_force: bool) -> None:
         from xgrammar import GrammarMatcher
 
+        self._may_force = may_force
         self._matcher = GrammarMatcher(compiled)
         self._tokens = tokens
         self._taken: list[int] = []
@@ -115,7 +116,7 @@ class XGrammarMatcher:
         """The library forces bytes. They are spelled behind the last token: where that would have been
         another one, had the model known what is forced, nothing is. Tokens that what follows could change are
         left."""
-        if self._matcher.is_terminated():
+        if not self._may_force or self._slow_s or self._matcher.is_terminated():
             return []
         try:
             text = self._matcher.find_jump_forward_string()
@@ -154,11 +155,11 @@ class XGrammarMatcher:
 class _Compiled:
     backend = "xgrammar"
 
-    def __init__(self, compiled: Any, tokens: _Tokens) -> None:
-        self._compiled, self._tokens = compiled, tokens
+    def __init__(self, compiled: Any, tokens: _Tokens, may_force: bool) -> None:
+        self._compiled, self._tokens, self._may_force = compiled, tokens, may_force
 
     def matcher(self) -> XGrammarMatcher:
-        return XGrammarMatcher(self._compiled, self._tokens)
+        return XGrammarMatcher(self._compiled, self._tokens, self._may_force)
 
 
 class XGrammarBackend:
@@ -178,7 +179,8 @@ class XGrammarBackend:
             raise refusal(spec, str(reason)) from None
         compiler, tokens = self._compiler()  # only now: what is refused above needs no library
         try:
-            return _Compiled(compiler.compile_grammar(source), tokens)
+            # Of a caller's rules that never end (`root ::= "a" root`) the library forces text without end.
+            return _Compiled(compiler.compile_grammar(source), tokens, may_force=spec.kind != "grammar")
         except Exception as error:  # noqa: BLE001  whatever the library has against the grammar
             raise refusal(spec, _reason(error)) from None
 
