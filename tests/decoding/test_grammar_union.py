@@ -105,7 +105,7 @@ assert not {"xgrammar", "torch", "transformers"} & sys.modules.keys()
 def test_rules_that_would_crash_or_block_the_library_are_refused(
     xgrammar: GrammarBackend, source: str, named: str
 ) -> None:
-    """Red if one request's grammar can take down the engine: of these some crash the library, some hang it."""
+    """Red if one request's grammar can take down the engine: some of these crash the library or hang it."""
     with pytest.raises(InvalidRequest, match=named):
         xgrammar.compile(spec_of_text("grammar", source, "grammar"))
 
@@ -155,7 +155,7 @@ def test_an_answer_whose_grammar_is_too_slow_ends(
     assert not matcher.consume(encode("a")[0])
 
 
-def test_a_slow_compilation_is_given_up_and_does_not_block_others(xgrammar: GrammarBackend) -> None:
+    """Red if the store gives the second backend all the time it wants, or its compiler blocks the others."""
     """Red if the store's limit does not hold for the second backend, or its compiler keeps the interpreter."""
     store = GrammarStore(xgrammar, vocabulary, compile_s=0.05)
     slow = store.compile(spec_of_choices(["a" * length for length in range(1, 700)], "choice"))

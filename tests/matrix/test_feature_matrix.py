@@ -22,6 +22,7 @@ from token_engine import Answer, TokenEngine, same_logprobs
 
 from penstock.call import ToolSpec
 from penstock.decoding.drafting.ngram import NgramDrafter
+from penstock.decoding.grammar.backends import unavailable
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
@@ -406,6 +407,16 @@ def test_features_together_give_the_plain_tokens(model, names, models, plain):
     """Red if two features disturb each other's tokens, log-probabilities or resources."""
     arch = MODELS[model]
     check_features(models(arch), names, plain(arch, _oracle(names)))
+
+
+@pytest.mark.skipif(unavailable("xgrammar") is not None, reason=f"xgrammar is {unavailable('xgrammar')}")
+@pytest.mark.parametrize(
+    "others", [(), ("suffix drafts", "thinking budget", "prefix cache", "preemption"), ("async depth 1",)]
+)
+def test_the_second_grammar_backend_gives_the_tokens_of_the_first(others, models, plain):
+    """Red if what may come next, or what is forced, depends on who reads the grammar."""
+    names = ("grammar by xgrammar", *others)
+    check_features(models("llama"), names, plain("llama", _oracle(names)))
 
 
 @pytest.mark.nightly
