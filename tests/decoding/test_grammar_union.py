@@ -154,9 +154,7 @@ def test_an_answer_whose_grammar_is_too_slow_ends(
             matcher.consume(encode("a")[0])
     assert not matcher.consume(encode("a")[0])
 
-
     """Red if the store gives the second backend all the time it wants, or its compiler blocks the others."""
-    """Red if the store's limit does not hold for the second backend, or its compiler keeps the interpreter."""
     store = GrammarStore(xgrammar, vocabulary, compile_s=0.05)
     slow = store.compile(spec_of_choices(["a" * length for length in range(1, 700)], "choice"))
     assert store.compiled(_json({"type": "integer"})).backend == "xgrammar"
