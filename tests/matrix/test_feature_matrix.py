@@ -410,9 +410,7 @@ def test_features_together_give_the_plain_tokens(model, names, models, plain):
 
 
 @pytest.mark.skipif(unavailable("xgrammar") is not None, reason=f"xgrammar is {unavailable('xgrammar')}")
-@pytest.mark.parametrize(
-    "others", [(), ("suffix drafts", "thinking budget", "prefix cache", "preemption"), ("async depth 1",)]
-)
+@pytest.mark.parametrize("others", [(), ("suffix drafts", "thinking budget", "prefix cache", "preemption")])
 def test_the_second_grammar_backend_gives_the_tokens_of_the_first(others, models, plain):
     """Red if what may come next, or what is forced, depends on who reads the grammar."""
     names = ("grammar by xgrammar", *others)
