@@ -42,6 +42,13 @@ $(VENV)/.test: $(INSTALLED) | $(BIN)/python
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.base $@
 
+# SDKs that need other versions than ours get an environment of their own.
+$(VENV)/.clients: tests/clients/apart/requirements.txt | $(BIN)/python
+	@echo "installing the SDKs of tests/clients/apart into $(VENV)/clients"
+	@$(PYTHON) -m venv $(VENV)/clients
+	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check --quiet --quiet install -r $<
+	@touch $@
+
 $(VENV)/.lint: $(INSTALLED) | $(BIN)/python
 	@echo "installing .[lint] into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[lint]'
@@ -51,7 +58,7 @@ serve: $(VENV)/.base
 	$(BIN)/penstock serve $(ARGS)
 
 # The model of the end-to-end tests is pulled first: two workers need not race for it.
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.clients
 	$(BIN)/penstock pull smollm2
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
