@@ -105,7 +105,8 @@ def test_claude_is_told_by_its_environment(launch: Launcher, scripted_url: str) 
 
 
 def test_codex_is_told_by_overrides(launch: Launcher, scripted_url: str) -> None:
-    """Red if an override is no TOML, names another API than responses, or config.toml is touched."""
+    """Red if an override is no TOML, names another API than responses, or config.toml is touched; or if Codex has
+    no instructions or no tool that edits files, which both come from the catalogue."""
     arguments, environment = told(launch, "codex", "--model", "org/name", "--", "exec", "fix it")
     assert arguments[-4:] == ["-m", "org/name", "exec", "fix it"]
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "-c"]
@@ -121,6 +122,8 @@ def test_codex_is_told_by_overrides(launch: Launcher, scripted_url: str) -> None
     assert environment[provider["env_key"]] == "penstock"
     (entry,) = json.loads(Path(config["model_catalog_json"]).read_text())["models"]
     assert (entry["slug"], entry["context_window"]) == ("org/name", 512)
+    assert entry["apply_patch_tool_type"] == "freeform"
+    assert "apply_patch" in entry["base_instructions"]
     assert not (launch.home / ".codex").exists()
 
 

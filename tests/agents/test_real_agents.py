@@ -1,0 +1,106 @@
+"""Real coding agents, started by `penstock launch`, mend a typo in a file: `make test-agents`.
+
+The model's part of the conversation is fixed (`support.agent_sessions`), everything else is real: the tool, its
+configuration, the server. `--record` stores what the tool sent, for `test_recorded_agents.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.cli.launch.tools import TOOLS
+from support.agent_recording import recording_server, trimmed_session
+from support.agent_sessions import AFTER, AGENTS, BEFORE, FILE, LAST_WORDS, Agent, AgentModel
+
+pytestmark = pytest.mark.network
+LIMIT_S = 300
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def of_every(agents: tuple[Agent, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("agent", agents, ids=[agent.name for agent in agents])
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / FILE).write_text(BEFORE)
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path: Path, project: Path) -> Iterator[Launch]:
+    """`penstock launch` in a home of its own; what a tool leaves running there is ended."""
+    home = tmp_path / "home"
+    home.mkdir()
+    gone = ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    environment |= {"HOME": str(home), "PWD": str(project)}  # OpenCode asks PWD where it is
+
+    def run(agent: Agent, url: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        if shutil.which(TOOLS[agent.name].executable) is None:
+            pytest.skip(f"{agent.name} is not installed; make test-agents installs it")
+        command = ["launch", agent.name, "--url", url, "--yes", *flags, "--", *agent.arguments]
+        return subprocess.run(
+            [sys.executable, "-m", "penstock", *command],
+            cwd=project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+    yield run
+    for process in _with_home(home):
+        os.kill(process, signal.SIGTERM)
+
+
+def _with_home(home: Path) -> list[int]:
+    """Processes that were started in that home."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"HOME={home}".encode() in variables:
+            found.append(int(folder.name))
+    return found
+
+
+@of_every(AGENTS)
+def test_an_agent_edits_a_file(
+    agent: Agent, launch: Launch, project: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Red if a tool, set up by `penstock launch`, can't call tools, understand answers or finish."""
+    service = AgentModel(agent)
+    with recording_server(service, tmp_path) as (url, recorder):
+        result = launch(agent, url)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    assert (project / FILE).read_text() == AFTER, said
+    assert LAST_WORDS in said
+    exchanges = recorder.of_agent(agent)
+    assert [exchange["status"] for exchange in exchanges] == [200] * len(exchanges), said
+    keys = {call.cache.key for call in service.calls if len(call.messages) > 1}
+    assert len(keys) == 1
+    assert (None in keys) is not agent.names_session
+    if request.config.getoption("--record"):
+        version = TOOLS[agent.name].version(TOOLS[agent.name].find())
+        paths = {str(project): "/project", str(tmp_path): "/agent"}
+        session = trimmed_session(agent, version, exchanges, paths)
+        agent.recorded.write_text(json.dumps(session, indent=1, ensure_ascii=False) + "\n")
