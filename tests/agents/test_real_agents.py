@@ -1,7 +1,7 @@
 """Real coding agents, started by `penstock launch`, mend a typo in a file: `make test-agents`.
 
-The model's part of the conversation is fixed (`support.agent_sessions`), everything else is real: the tool, its
-configuration, the server. `--record` stores what the tool sent, for `test_recorded_agents.py`.
+The model's part of the conversation is fixed (`support.agent_sessions`), everything else is real: the tool,
+its configuration, the server. `--record` stores what the tool sent, for `test_recorded_agents.py`.
 """
 
 from __future__ import annotations

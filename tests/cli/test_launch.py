@@ -105,8 +105,8 @@ def test_claude_is_told_by_its_environment(launch: Launcher, scripted_url: str) 
 
 
 def test_codex_is_told_by_overrides(launch: Launcher, scripted_url: str) -> None:
-    """Red if an override is no TOML, names another API than responses, or config.toml is touched; or if Codex has
-    no instructions or no tool that edits files, which both come from the catalogue."""
+    """Red if an override is no TOML, names another API than responses, or config.toml is touched; or if Codex
+    has no instructions or no tool that edits files, which both come from the catalogue."""
     arguments, environment = told(launch, "codex", "--model", "org/name", "--", "exec", "fix it")
     assert arguments[-4:] == ["-m", "org/name", "exec", "fix it"]
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "-c"]

@@ -1,4 +1,4 @@
-"""A server that keeps what agents send, and what is left of that to be stored: shapes, not the agents' texts."""
+"""A server that keeps what agents send, and what of that is stored: shapes, not the agents' own texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.agent_sessions import FILE, LAST_WORDS, TASK, THOUGHT, Agent
 
 Json = dict[str, Any]
 
-# Texts of the session itself: short, with one of these in them. All others are the agent's own and not stored.
+# Texts of the session itself: short, with one of these in them. All others are the agent's own, not stored.
 OF_SESSION, SHORT_CHARS = (FILE, LAST_WORDS, THOUGHT, "I will look.", "found"), 240
 KEPT_HEADERS = ("user-agent", "accept", "content-type", "session-id", "thread-id", "x-session-affinity")
 PATCH_GRAMMAR = 'start: "*** Begin Patch" LF /(.|\\n)+/ "*** End Patch" LF?\n%import common.LF'

@@ -1,4 +1,4 @@
-"""Coding agents that mend a typo in a file: how each is told to, and the model's fixed part of the conversation.
+"""Coding agents that mend a typo in a file: how each is told to, and the model's fixed part of the talk.
 
 `RECORDED / NAME.json` holds what the real agent sent (`tests/agents/test_real_agents.py --record` writes it,
 trimmed): the last request of the conversation, and at which of its items each request ended.
@@ -28,8 +28,8 @@ THOUGHT = "There may be a typo in it."
 
 @dataclass(frozen=True)
 class Agent:
-    """`arguments` of one session without a terminal. `rules`: what the model says, see docs/scripted.md. `items`:
-    where the requests of its API hold the conversation. `names_session`: whether its headers do."""
+    """`arguments` of one session without a terminal. `rules`: what the model says, see docs/scripted.md.
+    `items`: where the requests of its API hold the conversation. `names_session`: whether its headers do."""
 
     name: str
     arguments: tuple[str, ...]
@@ -37,7 +37,6 @@ class Agent:
     path: str = "/v1/chat/completions"
     items: str = "messages"
     names_session: bool = False
-    project_files: tuple[tuple[str, str], ...] = ()
 
     @property
     def recorded(self) -> Path:

@@ -7,8 +7,8 @@ from starlette.types import Scope
 from penstock.api.exchange import header
 
 MAX_CHARS = 256
-# (session, agent) as each client names them: Claude Code; Codex, whose subagents are threads of their own; OpenCode.
-# An agent's id stands beside the session's, since each agent has a prefix of its own.
+# (session, agent) as each client names them: Claude Code; Codex, whose subagents are threads; OpenCode. An
+# agent's id stands beside the session's, since each agent has a prefix of its own.
 _HEADERS = (
     (b"x-claude-code-session-id", b"x-claude-code-agent-id"),
     (b"session-id", b"thread-id"),

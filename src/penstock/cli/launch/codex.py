@@ -9,11 +9,11 @@ from penstock.cli.launch.tool import ConfigFile, Setup, Target, Tool
 
 KEY_VARIABLE = "PENSTOCK_API_KEY"  # where the provider below says that its key is
 OUTPUT_BYTES = 10_000  # of a command's output that Codex shows to the model; its own default
-# Codex has its agent's instructions from the catalogue; with none a model is told about skills and the sandbox only.
+# Codex has its agent's instructions from the catalogue; without any, a model hears of skills and the sandbox.
 INSTRUCTIONS = """\
 You are a coding agent in a terminal. You work on the user's files until their request is done.
 Look at files before you change them. Change files with apply_patch, everything else goes through the shell.
-Make the smallest change that does what was asked, in the style of what is there. Run what shows that it works.
+Make the smallest change that does what was asked, in the style of what is there, and run what shows it works.
 Go on by yourself: call tools instead of describing what you would do. Ask only if you can't find out.
 When you are done, say in a few sentences what you changed."""
 
