@@ -19,7 +19,18 @@ import pytest
 
 from penstock.cli.launch.tools import TOOLS
 from support.agent_recording import recording_server, trimmed_session
-from support.agent_sessions import AFTER, AGENTS, BEFORE, FILE, LAST_WORDS, Agent, AgentModel
+from support.agent_sessions import (
+    AFTER,
+    AGENTS,
+    BEFORE,
+    CLINE,
+    CODEX,
+    FILE,
+    LAST_WORDS,
+    OPENCODE,
+    Agent,
+    AgentModel,
+)
 
 pytestmark = pytest.mark.network
 LIMIT_S = 300
@@ -82,6 +93,26 @@ def _with_home(home: Path) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def smollm2_url(smollm2_path: Path) -> Iterator[str]:
+    """A real model, of 8,192 tokens: what most agents say before the user does fills most of that."""
+    command = [
+        sys.executable,
+        "-m",
+        "penstock",
+        "serve",
+        str(smollm2_path),
+        "--port",
+        "0",
+        "--output",
+        "json",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        yield json.loads(process.stdout.readline())["url"]
+        process.terminate()
+
+
 @of_every(AGENTS)
 def test_an_agent_edits_a_file(
     agent: Agent, launch: Launch, project: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -104,3 +135,25 @@ def test_an_agent_edits_a_file(
         paths = {str(project): "/project", str(tmp_path): "/agent"}
         session = trimmed_session(agent, version, exchanges, paths)
         agent.recorded.write_text(json.dumps(session, indent=1, ensure_ascii=False) + "\n")
+
+
+@of_every((CODEX, OPENCODE, CLINE))
+def test_a_context_that_is_too_small_is_told_before_the_agent_runs(
+    agent: Agent, launch: Launch, smollm2_url: str
+) -> None:
+    """Red if an agent starts with a model that its own prompt fills."""
+    result = launch(agent, smollm2_url)
+    assert result.returncode == 2
+    assert "a context of 8,192 tokens" in result.stderr and "--force" in result.stderr
+
+
+@of_every(AGENTS)
+def test_an_agent_ends_with_a_real_model(
+    agent: Agent, launch: Launch, project: Path, smollm2_url: str
+) -> None:
+    """Red if an agent hangs, or ends with neither an answer nor the reason: a prompt that is too long."""
+    if agent is OPENCODE:  # which would ask the model for summaries of too long a prompt for minutes
+        (project / "opencode.json").write_text('{"compaction": {"auto": false}}')
+    result = launch(agent, smollm2_url, "--force")
+    said = result.stdout + result.stderr
+    assert "context of this model is 8192" in said or (result.returncode == 0 and result.stdout.strip()), said

@@ -1,4 +1,4 @@
-"""What real agents sent, sent again: each request of a conversation gets the answer that the agent went on from.
+"""What real agents sent, sent again: each request of a conversation gets the answer that it went on from.
 
 `make test-agents` runs the agents themselves; with ARGS=--record it renews the recordings.
 """
@@ -99,8 +99,8 @@ def said(items: list[Json]) -> list[tuple[str, ...]]:
 
 @of_every_agent
 async def test_every_turn_gets_the_answer_that_the_agent_went_on_from(serve: Any, agent: Agent) -> None:
-    """Red if a field that an agent sends is refused, an event loses its form, or an answer is another than the
-    agent understood."""
+    """Red if a field that an agent sends is refused, an event loses its form, or an answer is another than
+    the agent understood."""
     session = recorded(agent)
     server = await serve(AgentModel(agent))
     turns = requests_of(agent, session)
