@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 # Texts of the session itself: short, with one of these in them. All others are the agent's own, not stored.
 OF_SESSION, SHORT_CHARS = (FILE, LAST_WORDS, THOUGHT, "I will look.", "found"), 240
-KEPT_HEADERS = ("user-agent", "accept", "content-type", "session-id", "thread-id", "x-session-affinity")
+KEPT_HEADERS = ("user-agent", "accept", "content-type", "x-session-affinity")
 PATCH_GRAMMAR = 'start: "*** Begin Patch" LF /(.|\\n)+/ "*** End Patch" LF?\n%import common.LF'
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

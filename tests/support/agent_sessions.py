@@ -29,7 +29,8 @@ THOUGHT = "There may be a typo in it."
 @dataclass(frozen=True)
 class Agent:
     """`arguments` of one session without a terminal. `rules`: what the model says, see docs/scripted.md.
-    `items`: where the requests of its API hold the conversation. `names_session`: whether its headers do."""
+    `items`: where the requests of its API hold the conversation. `names_session`: whether it does,
+    by a header or in the body."""
 
     name: str
     arguments: tuple[str, ...]
@@ -47,7 +48,7 @@ class Agent:
         return json.dumps({"name": MODEL, "max_context": max_context, "rules": rules})
 
 
-def _call(number: int, name: str, **arguments: Any) -> Json:
+def tool_call(number: int, name: str, **arguments: Any) -> Json:
     return {"id": f"call_{number}", "name": name, "arguments": arguments}
 
 
@@ -80,9 +81,9 @@ CODEX = Agent(
     ("exec", "--skip-git-repo-check", "--sandbox", "workspace-write", TASK),
     _edit_session(
         (
-            _call(1, "exec_command", cmd=f"cat {FILE}"),
-            _call(2, "exec_command", cmd="echo found"),
-            _call(3, "apply_patch", input=PATCH),
+            tool_call(1, "exec_command", cmd=f"cat {FILE}"),
+            tool_call(2, "exec_command", cmd="echo found"),
+            tool_call(3, "apply_patch", input=PATCH),
         )
     ),
     path="/v1/responses",
@@ -94,9 +95,9 @@ OPENCODE = Agent(
     ("run", TASK),
     _edit_session(
         (
-            _call(1, "read", filePath=FILE),
-            _call(2, "bash", command="echo found", description="Says something"),
-            _call(3, "edit", filePath=FILE, oldString='"helo"', newString='"hello"'),
+            tool_call(1, "read", filePath=FILE),
+            tool_call(2, "bash", command="echo found", description="Says something"),
+            tool_call(3, "edit", filePath=FILE, oldString='"helo"', newString='"hello"'),
         )
     ),
     names_session=True,
@@ -106,9 +107,9 @@ CLINE = Agent(
     (TASK,),
     _edit_session(
         (
-            _call(1, "read_files", files=[{"path": FILE}]),
-            _call(2, "run_commands", commands=["echo found"]),
-            _call(3, "editor", path=FILE, old_text='"helo"', new_text='"hello"'),
+            tool_call(1, "read_files", files=[{"path": FILE}]),
+            tool_call(2, "run_commands", commands=["echo found"]),
+            tool_call(3, "editor", path=FILE, old_text='"helo"', new_text='"hello"'),
         )
     ),
 )

@@ -7,11 +7,10 @@ from starlette.types import Scope
 from penstock.api.exchange import header
 
 MAX_CHARS = 256
-# (session, agent) as each client names them: Claude Code; Codex, whose subagents are threads; OpenCode. An
-# agent's id stands beside the session's, since each agent has a prefix of its own.
+# (session, agent) as Claude Code names them, and OpenCode and its plugins; Codex names its session in the body.
+# An agent's id stands beside the session's, since each agent has a prefix of its own.
 _HEADERS = (
     (b"x-claude-code-session-id", b"x-claude-code-agent-id"),
-    (b"session-id", b"thread-id"),
     (b"x-session-affinity", None),
     (b"x-opencode-session", None),
 )
@@ -23,5 +22,5 @@ def affinity_key(scope: Scope) -> str | None:
         session = header(scope, session_name)
         agent = header(scope, agent_name) if agent_name else None
         if session and len(session) <= MAX_CHARS and len(agent or b"") <= MAX_CHARS:
-            return (session + b"/" + agent if agent and agent != session else session).decode("latin-1")
+            return (session + b"/" + agent if agent else session).decode("latin-1")
     return None
