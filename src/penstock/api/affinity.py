@@ -7,7 +7,7 @@ from starlette.types import Scope
 from penstock.api.exchange import header
 
 MAX_CHARS = 256
-# (session, agent) as Claude Code names them, and OpenCode and its plugins; Codex names its session in the body.
+# (session, agent) as Claude Code names them, and OpenCode and its plugins; Codex names its in the body.
 # An agent's id stands beside the session's, since each agent has a prefix of its own.
 _HEADERS = (
     (b"x-claude-code-session-id", b"x-claude-code-agent-id"),
