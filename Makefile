@@ -22,7 +22,7 @@ INSTALLED := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.*
 help:
 	@echo "make serve   install what serving needs and serve SmolLM2 on http://127.0.0.1:8000"
 	@echo "make test    install the test dependencies and run all tests"
-	@echo "make test-agents  install Codex, OpenCode, Cline and aider and let them edit a file (network, minutes)"
+	@echo "make test-agents  install Codex, OpenCode, Cline, Continue and aider; they edit a file (network, minutes)"
 	@echo "make coverage  branch coverage of engine, kv, decoding and call; fails under 90 %"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   Penstock and its peers, alternating (minutes; ARGS=--quick; PEERS=all or names)"
@@ -58,7 +58,7 @@ test: $(VENV)/.test
 
 # Real coding agents, in an environment of their own. Another version: change it here, then ARGS=--record.
 AGENTS     := $(VENV)/agents
-AGENTS_NPM := @openai/codex@0.169.0 opencode-ai@1.18.33 cline@3.0.65
+AGENTS_NPM := @openai/codex@0.169.0 opencode-ai@1.18.33 cline@3.0.65 @continuedev/cli@1.5.47
 AIDER      := aider-chat==0.86.2
 
 $(AGENTS)/.installed: Makefile | $(BIN)/python

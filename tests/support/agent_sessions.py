@@ -113,12 +113,23 @@ CLINE = Agent(
         )
     ),
 )
+CONTINUE = Agent(
+    "continue",
+    ("--auto", "-p", TASK),
+    _edit_session(
+        (
+            tool_call(1, "Read", filepath=FILE),
+            tool_call(2, "Bash", command="echo found"),
+            tool_call(3, "Edit", file_path=FILE, old_string='"helo"', new_string='"hello"'),
+        )
+    ),
+)
 AIDER = Agent(
     "aider",
     ("--yes-always", "--no-check-update", "--no-show-release-notes", "--no-git", "--message", TASK, FILE),
     ({"user": "typo", "text": f"{LAST_WORDS}\n\n{FILE}\n```\n{AFTER}```\n"},),
 )
-AGENTS = (CODEX, OPENCODE, CLINE, AIDER)
+AGENTS = (CODEX, OPENCODE, CLINE, CONTINUE, AIDER)
 
 
 class AgentModel(ScriptedModelService):
