@@ -111,6 +111,8 @@ async def test_every_turn_gets_the_answer_that_the_agent_went_on_from(serve: Any
         else:
             behind = following[agent.items][len(turn[agent.items]) :]
             understood = said([item for item in behind if _of_model(item)])
+            if not agent.returns_reasoning:
+                items = [item | {"reasoning_content": ""} for item in items]
             assert said(items) == understood
     for other in session["others"]:
         assert items_of_stream(agent, await ask(server, session, other))

@@ -30,7 +30,7 @@ THOUGHT = "There may be a typo in it."
 class Agent:
     """`arguments` of one session without a terminal. `rules`: what the model says, see docs/scripted.md.
     `items`: where the requests of its API hold the conversation. `names_session`: whether it does,
-    by a header or in the body."""
+    by a header or in the body. `returns_reasoning`: whether it sends the model's reasoning back."""
 
     name: str
     arguments: tuple[str, ...]
@@ -38,6 +38,7 @@ class Agent:
     path: str = "/v1/chat/completions"
     items: str = "messages"
     names_session: bool = False
+    returns_reasoning: bool = True
 
     @property
     def recorded(self) -> Path:
@@ -123,6 +124,7 @@ CONTINUE = Agent(
             tool_call(3, "Edit", file_path=FILE, old_string='"helo"', new_string='"hello"'),
         )
     ),
+    returns_reasoning=False,
 )
 AIDER = Agent(
     "aider",
