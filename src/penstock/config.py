@@ -180,6 +180,14 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="tokens computed in one step at most; prompts get fewer where streams would stall",
         ),
     ] = 512
+    batch_step_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="seconds that a step with lines of batches may take, by the measured costs: between "
+            "tokens beside a batch, and, twice at most, until a request that comes is in a step",
+        ),
+    ] = 0.05
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024
     deadline_s: Annotated[
         PositiveFloat | None,

@@ -336,5 +336,5 @@ def _batch(connection: Connection, row: Any) -> StoredBatch:
     values |= {name: json.loads(values[name]) for name in _JSON}
     state = batch_lines.c.state
     counted = select(state, func.count()).where(batch_lines.c.batch == row.id).group_by(state)
-    counts = {found: number for found, number in connection.execute(counted).tuples()}
+    counts = dict(connection.execute(counted).tuples().all())
     return StoredBatch(**values, counts=counts)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from penstock.call import Health
 
 LEAST = 16  # short prompts that fill a step, also where every answer is one token
-CROWD = 0.25  # of the running requests: so many may wait, those that came since the last step
+CROWD = 1 / 16  # of the running requests, and one: so many wait that came since the last step
 
 
 class Places:
@@ -48,7 +48,7 @@ class Places:
     def give_back(self) -> None:
         self.taken -= 1
         health = self._health()
-        if health.waiting > CROWD * health.running:
+        if health.waiting > 1 + CROWD * health.running:
             self.limit = max(self._least, self.limit - 1)
         else:
             self.limit = min(self._most, self.limit + 1)
