@@ -106,10 +106,10 @@ class InputFile:
                 f"custom_id: {line.custom_id[:100]!r} is that of line {first}; results are told apart by it",
                 "custom_id",
             )
-        if not 1 <= len(line.custom_id) <= MAX_CUSTOM_ID:
+        if not 1 <= len(line.custom_id) <= MAX_CUSTOM_ID or "\x00" in line.custom_id:
             self._refuse(
                 "invalid_request",
-                f"custom_id: {len(line.custom_id)} characters; from 1 to {MAX_CUSTOM_ID}",
+                f"custom_id: {len(line.custom_id)} characters; from 1 to {MAX_CUSTOM_ID}, none of them NUL",
                 "custom_id",
             )
         if line.method != "POST":
