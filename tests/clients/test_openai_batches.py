@@ -68,7 +68,7 @@ async def test_a_file_is_kept_shown_and_deleted(client):
     """Red if a file's bytes change, in whatever pieces it came, or an object is not of the SDK's type."""
     data = bytes(range(256)) * 9000 + b"\r\n--"
     raw = await client.files.with_raw_response.create(file=('né "1".bin', data), purpose="user_data")
-    made = FileObject.model_validate_json(await raw.text(), strict=True)
+    made = FileObject.model_validate_json(raw.text, strict=True)
     assert (made.bytes, made.filename, made.purpose) == (len(data), 'né "1".bin', "user_data")
     assert made.expires_at is None
     assert await client.files.retrieve(made.id) == made
@@ -140,7 +140,7 @@ async def test_a_batch_of_every_format(client, endpoint):
     lines += [line("bad", "x", endpoint, temperature=-1), line("stream", "x", endpoint, stream=True)]
     made = await start(client, lines, endpoint, metadata={"night": "1"})
     raw = await client.batches.with_raw_response.retrieve(made.id)
-    Batch.model_validate_json(await raw.text(), strict=True)
+    Batch.model_validate_json(raw.text, strict=True)
     batch = await ended(client, made)
     assert (batch.status, batch.metadata, batch.model) == ("completed", {"night": "1"}, MODEL)
     assert batch.request_counts.to_dict() == {"total": 42, "completed": 40, "failed": 2}
@@ -150,7 +150,7 @@ async def test_a_batch_of_every_format(client, endpoint):
     assert answers.keys() == {f"r{i}" for i in range(40)}
     for name, answer in answers.items():
         assert (answer["response"]["status_code"], answer["error"]) == (200, None)
-        assert json.dumps(answer["response"]["body"]).count(f'hello {name[1:]}"') >= (endpoint == CHAT)
+        assert f'hello {name[1:]}"' in json.dumps(answer["response"]["body"])
     if endpoint == CHAT:
         ChatCompletion.model_validate(answers["r1"]["response"]["body"])
     errors = await lines_of(client, batch.error_file_id)

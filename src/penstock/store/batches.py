@@ -336,5 +336,5 @@ def _batch(connection: Connection, row: Any) -> StoredBatch:
     values |= {name: json.loads(values[name]) for name in _JSON}
     state = batch_lines.c.state
     counted = select(state, func.count()).where(batch_lines.c.batch == row.id).group_by(state)
-    counts = dict(connection.execute(counted).tuples().all())
+    counts = {found[0]: found[1] for found in connection.execute(counted)}
     return StoredBatch(**values, counts=counts)
