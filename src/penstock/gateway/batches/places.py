@@ -18,6 +18,18 @@ LEAST = 16  # short prompts that fill a step, also where every answer is one tok
 CROWD = 1 / 16  # of the running requests, and one: so many wait that came since the last step
 
 
+class Place:
+    """Of one line. Given back once, however often that is said."""
+
+    def __init__(self, places: Places) -> None:
+        self._places: Places | None = places
+
+    def give_back(self) -> None:
+        if self._places is not None:
+            places, self._places = self._places, None
+            places.give_back()
+
+
 class Places:
     """`most`: at any time. `health`: of the engine."""
 
@@ -29,21 +41,22 @@ class Places:
         self.limit = self._least
         self.taken = 0
 
-    async def take(self) -> None:
+    async def take(self) -> Place:
         """Wait for a place; those who wait get theirs in turn, so batches side by side share them alike."""
-        while self.taken >= self.limit:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                else:
-                    self._call()  # the next one has the turn
-                raise
-        self.taken += 1
-        self._call()
+        if not self._waiting and self.taken < self.limit:
+            self.taken += 1
+            return Place(self)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            else:  # it had come
+                self.give_back()
+            raise
+        return Place(self)
 
     def give_back(self) -> None:
         self.taken -= 1
@@ -57,6 +70,7 @@ class Places:
     def _call(self) -> None:
         while self._waiting and self.taken < self.limit:
             turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+            self.taken += 1
+            if turn.cancelled():  # its taker gives the place back
+                continue
+            turn.set_result(None)

@@ -23,7 +23,7 @@ from penstock.errors import EngineUnavailable, Overloaded, PenstockError
 from penstock.gateway.batches.answer import Answer, Answerer
 from penstock.gateway.batches.formats import FORMATS
 from penstock.gateway.batches.input_file import InputFile
-from penstock.gateway.batches.places import Places
+from penstock.gateway.batches.places import Place, Places
 from penstock.observe.metrics import Metrics
 from penstock.store.opening import LazyBatches
 from penstock.store.records import LineResult, LineState, NewLine, StoredBatch, WaitingLine
@@ -211,18 +211,22 @@ class BatchRunner:
             async with asyncio.TaskGroup() as group:
                 while lines := await store.waiting(batch.id, after, READ):
                     for line in lines:
-                        await self._places.take()
-                        group.create_task(self._answer_line(batch, line, results))
+                        place = await self._places.take()
+                        task = group.create_task(self._answer_line(batch, line, results, place))
+                        # A task that is cancelled before it begins gives nothing back by itself.
+                        task.add_done_callback(lambda done, place=place: place.give_back())  # type: ignore[misc]
                     after = lines[-1].number
         except* PenstockError as errors:
             raise _first(errors) from None
 
-    async def _answer_line(self, batch: StoredBatch, line: WaitingLine, results: _Results) -> None:
+    async def _answer_line(
+        self, batch: StoredBatch, line: WaitingLine, results: _Results, place: Place
+    ) -> None:
         self._metrics.batch_lines_running(self._places.taken)
         try:
             result = await self._result(batch, line)
         finally:
-            self._places.give_back()
+            place.give_back()
             self._metrics.batch_lines_running(self._places.taken)
         await results.keep(result)
 
