@@ -2,8 +2,8 @@
 
     python benchmarks/batch_beside.py --model smollm2 --lines 400 --calls 12
 
-One engine in this process, the real runner over a SQLite file. Calls come one after the other, with a short and
-a long prompt that no cache holds, first alone, then while the batch runs. Steps are those that the engine
+One engine in this process, the real runner over a SQLite file. Calls come one after the other, with a short
+and a long prompt that no cache holds, first alone, then while the batch runs. Steps are those that the engine
 completed between a call's submission and its first token. Printed is one JSON object.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import tempfile
@@ -31,7 +32,7 @@ from penstock.store.opening import LazyBatches, LazyDatabase, LazyTurns
 from penstock.store.records import NewLine
 from penstock.wire import openai_chat
 
-PROMPTS = {"short": 12, "long": 300}  # words
+PROMPTS = {"short": 4, "long": 100}  # words, of about five tokens each
 ANSWER = 24  # tokens of a call
 
 
@@ -51,7 +52,7 @@ async def _call(service: EngineService, words: int, number: int) -> dict[str, fl
         if isinstance(event, TextDelta) and event.token_ids:
             first_steps = first_steps or service.health().steps - steps
             times.append(time.perf_counter())
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     return {
         "steps": first_steps,
         "ttft_ms": 1000 * (times[0] - began),
@@ -79,7 +80,7 @@ async def _calls(service: EngineService, count: int, first: int) -> dict[str, di
 def _line(service: EngineService, number: int) -> NewLine:
     body = {
         "model": service.name,
-        "messages": [{"role": "user", "content": _text(40, 100_000 + number)}],
+        "messages": [{"role": "user", "content": _text(16, 100_000 + number)}],
         "max_tokens": 64,
         "ignore_eos": True,
     }
