@@ -45,7 +45,8 @@ def list_(
 
     server = Server(url, api_key)
     found = [_batch(body) for path in (OPENAI, ANTHROPIC) for body in _page(server, path, limit)]
-    output.rows(sorted(found, key=lambda batch: batch.created_at, reverse=True), Batch)
+    found.sort(key=lambda batch: batch.created_at, reverse=True)
+    output.rows(found, Batch)
     if not found:
         output.hint("no batch yet; POST /v1/files and /v1/batches, or /v1/messages/batches, make one")
 

@@ -14,7 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -117,7 +117,7 @@ batches = Table(
     Column("completion_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("owner", String(64), nullable=False),  # the server that runs it, "" for none
-    Column("lease_until", Float, nullable=False),  # Unix seconds; later it is anybody's
+    Column("lease_until", Double, nullable=False),  # Unix seconds; later it is anybody's
 )
 
 batch_lines = Table(

@@ -51,7 +51,7 @@ def upgrade() -> None:
         sa.Column("completion_tokens", sa.BigInteger, nullable=False),
         sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
         sa.Column("owner", sa.String(64), nullable=False),
-        sa.Column("lease_until", sa.Float, nullable=False),
+        sa.Column("lease_until", sa.Double, nullable=False),
     )
     op.create_table(
         "batch_lines",
