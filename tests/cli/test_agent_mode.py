@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -335,3 +336,20 @@ def test_a_server_says_that_it_is_ready_in_a_row(tiny: Path, agent_environment: 
     assert found["model"] == tiny.name
     assert found["url"].startswith("http://127.0.0.1:")
     assert float(found["start_s"]) > 0
+
+
+def test_batches(agent: Penstock, scripted_url: str) -> None:
+    """Red if a batch can't be listed, shown or cancelled, or an id that is none ends in a traceback."""
+    params = {"model": "scripted", "max_tokens": 5, "messages": [{"role": "user", "content": "/hang"}]}
+    body = json.dumps({"requests": [{"custom_id": "a", "params": params}]}).encode()
+    asked = urllib.request.Request(
+        f"{scripted_url}/v1/messages/batches", body, {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        name = json.load(answer)["id"]
+    (row,) = [row for row in table(agent("batches", "list", "--url", scripted_url)) if row["id"] == name]
+    assert (row["status"], row["total"], row["succeeded"], row["results"]) == ("in_progress", "1", "0", "")
+    assert table(agent("batches", "show", name, "--url", scripted_url)) == [row]
+    (cancelled,) = table(agent("batches", "cancel", name, "--url", scripted_url))
+    assert cancelled["status"] == "canceling"
+    assert error(agent("batches", "show", "batch_none", "--url", scripted_url))["kind"] == "not_found_error"

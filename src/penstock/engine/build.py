@@ -69,7 +69,9 @@ def assemble_core(
         speculation = shape.speculation
         drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive, clock)
         resources.append(drafts)
-    scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
+    scheduler = Scheduler(
+        table, policy, resources, shape.token_budget, longest_window, drafts, shape.batch_step_s
+    )
     return EngineCore(
         scheduler,
         kv,
@@ -229,6 +231,7 @@ def build_engine(
         namespace=namespace_digest(_namespace(info, backend, layout, max_context)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
+        batch_step_s=settings.batch_step_s,
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )

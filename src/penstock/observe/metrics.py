@@ -91,6 +91,15 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "penstock_cancelled_total", "counter", "", ("cause",), "Calls ended early: disconnect, slow_reader"
     ),
+    Metric("penstock_batches_running", "gauge", "", (), "Batches that this server runs"),
+    Metric("penstock_batch_lines_running", "gauge", "", (), "Lines of batches in flight"),
+    Metric(
+        "penstock_batch_lines_total",
+        "counter",
+        "",
+        ("state",),
+        "Lines of batches that ended: succeeded, errored, cancelled, expired",
+    ),
     Metric("penstock_running", "gauge", "", ("model",), "Requests in a slot"),
     Metric("penstock_waiting", "gauge", "", ("model",), "Requests in the queue"),
     Metric("penstock_kv_blocks", "gauge", "blocks", ("model", "state"), "KV blocks: total, owned, reusable"),
@@ -317,6 +326,16 @@ class Metrics:
         self._child("penstock_prompt_tokens_total", model).inc(prompt)
         self._child("penstock_cached_tokens_total", model).inc(cached)
         self._child("penstock_generated_tokens_total", model).inc(generated)
+
+    def batches_running(self, count: int) -> None:
+        self._child("penstock_batches_running").set(count)
+
+    def batch_lines_running(self, count: int) -> None:
+        self._child("penstock_batch_lines_running").set(count)
+
+    def batch_lines_ended(self, state: str, count: int) -> None:
+        """`state` as in `penstock.store.records.LineState`."""
+        self._child("penstock_batch_lines_total", state).inc(count)
 
     # ---- the engine side
 
