@@ -124,12 +124,14 @@ class Session(Struct, frozen=True, kw_only=True):
 
     `items` are the call's own input as the Responses format writes it, which is how turns are stored.
     `messages` of the call hold them alone until `penstock.gateway.sessions` has put the turns before them.
+    `response_id`: what the call becomes.
     """
 
     items: tuple[dict[str, Any], ...] = ()
     previous_response_id: str | None = None
     conversation: str | None = None
     store: bool = True
+    response_id: str | None = None
 
 
 class Call(Struct, frozen=True, kw_only=True):

@@ -172,6 +172,14 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.25
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
+    transcript_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of prompts kept, from which the next turns of their conversations are made; "
+            "beyond it a turn renders and tokenizes its whole conversation",
+        ),
+    ] = 128 * 2**20
     max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most")] = 256
     token_budget: Annotated[
         int,
@@ -238,6 +246,14 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "None: SQLite in the data folder"
         ),
     ] = None
+    session_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of stored turns kept in memory; beyond it a turn reads its whole conversation "
+            "from the database",
+        ),
+    ] = 128 * 2**20
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )

@@ -16,7 +16,7 @@ from penstock.text.nonces import without_nonces
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
-from penstock.text.transcript import Transcriber, Transcript, Transcripts
+from penstock.text.transcript import Transcriber, Transcript
 
 # Loops that look ahead and behind, in namespaces, with the clock; and ways to use messages that can't be followed.
 AWKWARD = {
@@ -254,16 +254,3 @@ def test_common_length(a: str, b: str) -> None:
     """Red if texts are said to share more, or less, than they do."""
     expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     assert common_length(a, b) == expected
-
-
-def test_transcripts_are_bounded(tokenizers: list[Tokenizer]) -> None:
-    """Red if kept transcripts grow with the number of conversations, or the one in use goes first."""
-    transcriber = Transcriber(tokenizers[0], ChatTemplate(STYLES["chatml"]))
-    made = transcriber.transcribe((text("user", "x" * 100),), (), {})
-    kept = Transcripts(3 * made.num_bytes)
-    for number in range(10):
-        kept.put(str(number), made)
-        assert kept.get("0") is made
-    assert [name for name in map(str, range(10)) if kept.get(name)] == ["0", "8", "9"]
-    kept.forget("0")
-    assert kept.get("0") is None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import Struct
 
 from penstock.call import (
@@ -189,7 +190,7 @@ class OpenCall:
                 prompt_echo(
                     self._tokenizer,
                     choice.index,
-                    state.prompt.tokens,
+                    np.asarray(state.prompt.tokens).tolist(),
                     state.logprobs if wanted else None,
                     self._call.sampling.skip_special_tokens,
                 )

@@ -30,6 +30,7 @@ from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
+from penstock.recent import Recent
 from penstock.text.nonces import without_nonces
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from penstock.text.output.format import OutputFormat
     from penstock.text.template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
+    from penstock.text.transcript import Transcriber, Transcript
 
 MAX_CHOICES = 1024  # prompts times n of one call: more than any queue default takes at once
 SEED_RANGE = 2**64
@@ -68,9 +70,9 @@ class OutputReading(Struct, frozen=True):
 
 
 class Prompt(Struct, frozen=True):
-    """One prompt of a call and the requests of its samples, leader first."""
+    """One prompt of a call and the requests of its samples, leader first. tokens: int32[n], or a list."""
 
-    tokens: list[int]
+    tokens: Sequence[int] | np.ndarray
     submits: tuple[Submit, ...]
     output: OutputReading | None = None  # how the answers are read; None: they are text
     thinking: ThinkingSpec | None = None  # how they reason; None: nobody counts it
@@ -88,14 +90,20 @@ class Preparer:
         vocab_size: int,
         prefix_cache: bool,
         thinking_stop_sentence: str = "",
+        transcript_bytes: int = 0,
     ) -> None:
-        """`vocab_size` is the model's head: ids up to it may be generated, some without text."""
+        """`vocab_size` is the model's head: ids up to it may be generated, some without text.
+
+        transcript_bytes: what may be kept of the prompts of conversations, from which their next are made.
+        """
         self.tokenizer = tokenizer
         self.max_context = max_context
         self.vocab_size = vocab_size
         self._model = model
         self._prefix_cache = prefix_cache
+        self.transcripts: Recent[str, Transcript] = Recent(transcript_bytes)
         self._template: ChatTemplate | None = None
+        self._transcriber: Transcriber | None = None
         self._thinking = ThinkingMarkers(tokenizer, thinking_stop_sentence)
         self._special_tokens: Specials | None = None
         self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
@@ -136,21 +144,44 @@ class Preparer:
         args = read_wish(None, template_args or {}, variables).template_args
         return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt, **args))
 
-    def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None, int | None]:
-        """Token ids of a conversation, how its answer is read, and its thinking budget. A template writes its
-        own BOS, so its text gets no second one."""
+    def _chat_prompt(self, call: Call) -> tuple[np.ndarray, OutputReading | None, int | None]:
+        """Token ids (int32[n]) of a conversation, how its answer is read, and its thinking budget. A template
+        writes its own BOS, so its text gets no second one."""
         tools = () if call.tool_choice == "none" else call.tools
         variables = self._chat_template().variables(bool(tools))
         wish = read_wish(call.sampling.thinking_budget, call.template_args, variables)
-        text = self.chat_text(call.messages, tools, **wish.template_args)
-        self._check_length(text, "messages")
-        ids = self.tokenizer.encode(text)
+        made = self._transcribe(call, tools, wish.template_args)
+        text, ids = made.encoded.text, made.encoded.ids
         reading = self._reading(tools, text, ids)
         thinks_on = reading is not None and reading.thinking is not None and reading.thinking.open
         ignored = thinks_on or variables.isdisjoint(SWITCHES)
         return ids, reading, 0 if wish.off and ignored else wish.budget
 
-    def _reading(self, tools: tuple[ToolSpec, ...], text: str, ids: list[int]) -> OutputReading | None:
+    def _transcribe(self, call: Call, tools: tuple[ToolSpec, ...], args: dict[str, Any]) -> Transcript:
+        """The prompt, going on from that of the turn before where it is still known here."""
+        if self._transcriber is None:
+            from penstock.text.transcript import Transcriber
+
+            self._transcriber = Transcriber(self.tokenizer, self._chat_template())
+        name = turn_after(call)
+        made = self._transcriber.transcribe(
+            call.messages, tools, args, self._before(call), lambda text: self._check_length(text, "messages")
+        )
+        if name is not None:
+            self.transcripts.put(name, made, made.num_bytes)
+        return made
+
+    def _before(self, call: Call) -> Transcript | None:
+        """Of the turn that a call goes on from, if it does and the prompt of that is known."""
+        name = turn_before(call)
+        before = None if name is None else self.transcripts.get(name)
+        # Equal objects are compared by identity first, and mostly they are the same ones.
+        goes_on = before is not None and call.messages[: len(before.given)] == before.given
+        return before if goes_on else None
+
+    def _reading(
+        self, tools: tuple[ToolSpec, ...], text: str, ids: Sequence[int] | np.ndarray
+    ) -> OutputReading | None:
         """None where an answer can be nothing but text: no tools, and a template that shows no reasoning."""
         from penstock.text.output.choose import format_for_template
 
@@ -204,8 +235,10 @@ class Preparer:
     def prepare(self, call: Call, key: str) -> list[Prompt]:
         """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
         call.sampling.validate()
-        check_supported(call)
+        before = self._before(call)
+        check_supported(call, 0 if before is None else len(before.given))
         reading: OutputReading | None = None
+        tokens: Sequence[Sequence[int] | np.ndarray]
         if call.kind == "chat":
             ids, reading, budget = self._chat_prompt(call)
             tokens = [ids]
@@ -229,12 +262,12 @@ class Preparer:
         call: Call,
         key: str,
         index: int,
-        ids: list[int],
+        ids: Sequence[int] | np.ndarray,
         shared: TokenSampling,
         reading: OutputReading | None,
         budget: int | None,
     ) -> Prompt:
-        if not ids:
+        if not len(ids):
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
         param = "messages" if call.kind == "chat" else "prompt"
@@ -243,7 +276,7 @@ class Preparer:
         if reading is None and (budget is not None or shared.grammar is not None):
             thinking = self._thinking.of_completion(ids)
         shared = self._with_thinking(call, shared, thinking, reading, budget, max_tokens)
-        packed = pack_tokens(np.asarray(ids, dtype=np.int64))
+        packed = pack_tokens(np.asarray(ids))
         salt, read, store = self._cache_policy(call, f"{key}/{index * n}")
         submits: list[Submit] = []
         for sample in range(n):
@@ -388,6 +421,23 @@ class Preparer:
             prompt_logprobs=-1 if prompt_logprobs is None else prompt_logprobs,
             grammar=grammar,
         )
+
+
+def turn_before(call: Call) -> str | None:
+    """The name of the turn that a call goes on from: a response's, a conversation's, or, of calls that bring
+    all their turns, that of the session that they say they are of."""
+    session = call.session
+    if session is None:
+        return None if call.cache.key is None else f"\x00{len(call.tenant)}:{call.tenant}:{call.cache.key}"
+    return session.previous_response_id or session.conversation
+
+
+def turn_after(call: Call) -> str | None:
+    """The name of the turn that a call becomes."""
+    session = call.session
+    if session is None:
+        return turn_before(call)
+    return (session.conversation or session.response_id) if session.store else None
 
 
 def _must_call(call: Call) -> bool:

@@ -197,7 +197,7 @@ class EngineService:
         return self._preparer
 
     async def _prepare(self, preparer: Preparer, call: Call, key: str) -> list[Prompt]:
-        if _num_chars(call) <= INLINE_CHARS:
+        if _is_short(call):
             return preparer.prepare(call, key)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, preparer.prepare, call, key)
@@ -341,6 +341,7 @@ class EngineService:
             vocab_size=ready.vocab_size,
             prefix_cache=self.settings.prefix_cache,
             thinking_stop_sentence=self.settings.thinking_stop_sentence,
+            transcript_bytes=self.settings.transcript_bytes,
         )
 
     def _announce(self) -> None:
@@ -387,8 +388,13 @@ def failure(error: PenstockError) -> Failure:
     )
 
 
-def _num_chars(call: Call) -> int:
-    """Size of what must be rendered and tokenized, roughly: tools and templates come on top."""
+def _is_short(call: Call) -> bool:
+    """Whether what must be rendered and tokenized is small, roughly: tools and templates come on top."""
     if call.kind == "completion":
-        return sum(len(prompt) for prompt in call.prompts)
-    return sum(len(message.text) for message in call.messages) + 256 * len(call.tools)
+        return sum(len(prompt) for prompt in call.prompts) <= INLINE_CHARS
+    size = 256 * len(call.tools)
+    for message in call.messages:
+        size += len(message.text)
+        if size > INLINE_CHARS:
+            return False
+    return True

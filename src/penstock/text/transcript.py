@@ -12,9 +12,7 @@ tools and template arguments, at the same time of day if the template writes it.
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -74,10 +72,12 @@ class Transcriber:
         tools: tuple[ToolSpec, ...],
         template_args: dict[str, Any],
         before: Transcript | None = None,
+        check: Callable[[str], None] = lambda text: None,
     ) -> Transcript:
         """The prompt of a conversation, going on from `before` as far as it can.
 
-        Raises InvalidRequest where the template can't render it.
+        check: sees the text before it is tokenized, which takes much longer. Raises InvalidRequest where the
+        template can't render the conversation.
         """
         if before is not None and not _goes_on(before, messages, tools, template_args):
             before = None
@@ -85,6 +85,7 @@ class Transcriber:
         shown_tools = tools if knows_tools(self._template.tool_source) else ()
         stable, stable_dicts, names, dicts = self._dicts(shown, shown_tools, before)
         text, shared, marks, rendered = self._text(shown, dicts, shown_tools, template_args, before)
+        check(text)
         encoded = self._encoder.encode(text, None if before is None else before.encoded, shared)
         return Transcript(
             messages,
@@ -160,42 +161,6 @@ class Transcriber:
         if reason not in self._said:
             self._said.add(reason)
             log.info("the chat template renders every turn whole: %s", reason)
-
-
-class Transcripts:
-    """The last transcripts by name, up to `max_bytes` of them; the least recently used go first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._kept: OrderedDict[str, Transcript] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str | None) -> Transcript | None:
-        if name is None:
-            return None
-        with self._lock:
-            found = self._kept.get(name)
-            if found is not None:
-                self._kept.move_to_end(name)
-            return found
-
-    def put(self, name: str, transcript: Transcript) -> None:
-        with self._lock:
-            self._drop(name)
-            self._kept[name] = transcript
-            self._num_bytes += transcript.num_bytes
-            while self._num_bytes > self._max_bytes:
-                self._drop(next(iter(self._kept)))
-
-    def forget(self, name: str) -> None:
-        with self._lock:
-            self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        gone = self._kept.pop(name, None)
-        if gone is not None:
-            self._num_bytes -= gone.num_bytes
 
 
 def _goes_on(
