@@ -91,6 +91,7 @@ class ResponseRoutes:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         if not await (await self._turns()).delete_response(tenant, name):
             raise _unknown(name)
+        self._sessions.forget(tenant, name)
         return json_response(DeletedResponse(name))
 
     async def input_items(self, request: Request) -> Response:
@@ -111,9 +112,10 @@ class ResponseRoutes:
         assert isinstance(running.encoder, openai_responses.Encoder)
         body = running.encoder.cancelled()
         running.backlog.fail(Cancelled("the answer was cancelled", code="response_cancelled"))
-        call, items = await self._sessions.resolve(running.call)
-        if call.session is not None and call.session.store:
-            await self._sessions.keep(tenant, call.session, items, body)
+        resolved = await self._sessions.resolve(running.call)
+        session = resolved.call.session
+        if session is not None and session.store:
+            await self._sessions.keep(resolved, session, body)
         return Response(body, media_type="application/json")
 
     async def input_tokens(self, request: Request) -> Response:
@@ -123,7 +125,7 @@ class ResponseRoutes:
         call = openai_responses.read_request(msgspec.json.encode(fields), store=False)
         if exchange_of(request.scope).identity.tenant:
             call = msgspec.structs.replace(call, tenant=tenant_of(request))
-        call, _ = await self._sessions.resolve(call)
+        call = (await self._sessions.resolve(call)).call
         tokens = await self._service.tokenize_chat(call.model, call.messages, call.tools, True)
         return json_response(InputTokens(len(tokens)))
 

@@ -61,7 +61,7 @@ class Routes:
             anthropic_messages,
         )
         self.turns = LazyTurns(settings.database_url)
-        sessions = Sessions(service, self.turns)
+        sessions = Sessions(service, self.turns, settings.session_bytes)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
         ollama = OllamaRoutes(service, settings, metrics, library)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}

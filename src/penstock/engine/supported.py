@@ -12,8 +12,8 @@ from penstock.errors import InvalidRequest
 
 
 def check_supported(call: Call, known: int = 0) -> None:
-    """Raises InvalidRequest for the first thing in `call` that the engine can't honour. The first `known` of its
-    messages were checked before."""
+    """Raises InvalidRequest for the first thing in `call` that the engine can't honour. The first `known`
+    of its messages were checked before."""
     if call.continue_final:
         raise _unsupported(
             "messages",  # in the words that clients of Anthropic's API know
