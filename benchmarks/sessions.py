@@ -34,8 +34,9 @@ CONTEXT = 131_072
 BLOCK = 16
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 TEMPLATE = """{%- if tools %}{{- '<|im_start|>system\\n' }}
-    {%- for tool in tools %}{{- tool.function.name +
-' ' }} {%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %} {%- for message in messages %}
+    {%- for tool in tools %}{{- tool.function.name + ' ' }}{%- endfor %}{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content }}
     {%- for call in message.tool_calls or [] %}
         {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
@@ -134,16 +135,15 @@ class Server:
         environment = os.environ | {"XDG_RUNTIME_DIR": str(folder)}
         command = [sys.executable, "-m", "penstock", "serve", str(model), "--port", "0"]
         command += ["--served-model-name", "tiny", "--database-url", f"sqlite:///{folder}/turns.db", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stderr
-        said = ""
-        for line in self.process.stderr:
-            said += line
-            if "ready in" in line:
-                break
-        found = _ADDRESS.search(said)
-        if found is None:
-            raise RuntimeError(f"the server did not start: {said}")
+        log = folder / "server.log"
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(command, stderr=errors, env=environment)
+        while "ready in" not in log.read_text():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server did not start: {log.read_text()}")
+            time.sleep(0.05)
+        found = _ADDRESS.search(log.read_text())
+        assert found
         self._port = int(found[1])
         self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)
 
@@ -171,7 +171,7 @@ class Server:
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._connection.close()
         self.process.send_signal(how)
-        self.process.communicate(timeout=60)
+        self.process.wait(60)
 
 
 # --------------------------------------------------------------------------- the session

@@ -172,6 +172,13 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.25
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
+    pin_share: Annotated[
+        Rate,
+        Meta(
+            description="of the KV blocks, that pinned prompts (stored turns, cache_control) keep at most; "
+            "beyond it those that end soonest are let go. A request that needs their room gets it"
+        ),
+    ] = 0.5
     transcript_bytes: Annotated[
         int,
         Meta(
@@ -246,6 +253,12 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "None: SQLite in the data folder"
         ),
     ] = None
+    session_pin_s: Annotated[
+        int,
+        Meta(
+            ge=0, description="seconds that a stored turn's prompt stays pinned in the prefix cache; 0: none"
+        ),
+    ] = 3600
     session_bytes: Annotated[
         int,
         Meta(

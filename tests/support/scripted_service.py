@@ -81,6 +81,7 @@ class ScriptedService:
         self.draining = False
         self.drains = 0
         self.closed = False
+        self.unpinned: list[str] = []
         self.alive = True
         self._changed = asyncio.Condition()
 
@@ -221,6 +222,9 @@ class ScriptedService:
     ) -> list[int]:
         tokens = [token_of(word) for message in messages for word in words_of(message.text)]
         return [*tokens, *([2] if add_generation_prompt else [])]
+
+    def unpin(self, turn: str) -> None:
+        self.unpinned.append(turn)
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))

@@ -61,7 +61,7 @@ class Routes:
             anthropic_messages,
         )
         self.turns = LazyTurns(settings.database_url)
-        sessions = Sessions(service, self.turns, settings.session_bytes)
+        sessions = Sessions(service, self.turns, settings.session_bytes, settings.session_pin_s)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
         ollama = OllamaRoutes(service, settings, metrics, library)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
@@ -165,7 +165,7 @@ def _response_routes(
     """Stored responses and conversations."""
     responses, conversations = (
         ResponseRoutes(service, sessions, turns, generate),
-        ConversationRoutes(turns),
+        ConversationRoutes(turns, sessions),
     )
     response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
     items = conversation + "/items"

@@ -126,9 +126,20 @@ class EngineCore:
         if request.slot >= 0:
             self._cut()
         generated = len(request.known) - request.prompt_len
-        if keep is not None and 0 <= keep < generated:
-            self._counters.generated_tokens -= generated - keep
+        if keep is not None:
+            if 0 <= keep < generated:
+                self._counters.generated_tokens -= generated - keep
+            self._pin(request)
         self._end(request)
+
+    def unpin(self, name: str) -> None:
+        """Nobody goes on from what a request pinned as `name`."""
+        self.kv.unpin(name)
+
+    def _pin(self, request: Request) -> None:
+        submit = request.submit
+        if submit.pin_s > 0 and request.slot >= 0 and submit.leader is None:
+            self.kv.pin(request.slot, submit.pin or request.id, self._clock() + submit.pin_s)
 
     def drop_client(self, client: str) -> None:
         """Abort all requests of a caller that went away."""
@@ -150,6 +161,7 @@ class EngineCore:
         """Plan and launch unless more than `depth` steps are in flight; then apply the oldest."""
         now = self._clock()
         self._expire(now)
+        self.kv.expire_pins(now)
         for request, refusal in self._preparing.ready():
             if refusal is None:
                 self._preparing.take(request)
@@ -343,6 +355,7 @@ class EngineCore:
                 finished.append(request)
         for request in finished:
             request.is_finished = True
+            self._pin(request)
             self._end(request)
         for client, deltas in batches.items():
             self._sink(client, deltas)

@@ -29,8 +29,8 @@ from penstock.engine.supported import check_supported
 from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
+from penstock.engine.turns import Turn, TurnPrompts, turn_after
 from penstock.errors import ContextOverflow, InvalidRequest
-from penstock.recent import Recent
 from penstock.text.nonces import without_nonces
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from penstock.text.output.format import OutputFormat
     from penstock.text.template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
-    from penstock.text.transcript import Transcriber, Transcript
+    from penstock.text.transcript import Transcriber
 
 MAX_CHOICES = 1024  # prompts times n of one call: more than any queue default takes at once
 SEED_RANGE = 2**64
@@ -76,6 +76,8 @@ class Prompt(Struct, frozen=True):
     submits: tuple[Submit, ...]
     output: OutputReading | None = None  # how the answers are read; None: they are text
     thinking: ThinkingSpec | None = None  # how they reason; None: nobody counts it
+    turn: Turn | None = None  # of a conversation
+    block_size: int = 1  # tokens of a KV block
 
 
 class Preparer:
@@ -91,19 +93,21 @@ class Preparer:
         prefix_cache: bool,
         thinking_stop_sentence: str = "",
         transcript_bytes: int = 0,
+        block_size: int = 16,
     ) -> None:
         """`vocab_size` is the model's head: ids up to it may be generated, some without text.
 
         transcript_bytes: what may be kept of the prompts of conversations, from which their next are made.
+        block_size: tokens of a KV block.
         """
         self.tokenizer = tokenizer
         self.max_context = max_context
         self.vocab_size = vocab_size
         self._model = model
         self._prefix_cache = prefix_cache
-        self.transcripts: Recent[str, Transcript] = Recent(transcript_bytes)
+        self._block_size = block_size
+        self.turns = TurnPrompts(transcript_bytes, self._transcriber)
         self._template: ChatTemplate | None = None
-        self._transcriber: Transcriber | None = None
         self._thinking = ThinkingMarkers(tokenizer, thinking_stop_sentence)
         self._special_tokens: Specials | None = None
         self._longest_token = max((len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)), default=1)
@@ -144,40 +148,25 @@ class Preparer:
         args = read_wish(None, template_args or {}, variables).template_args
         return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt, **args))
 
-    def _chat_prompt(self, call: Call) -> tuple[np.ndarray, OutputReading | None, int | None]:
-        """Token ids (int32[n]) of a conversation, how its answer is read, and its thinking budget. A template
-        writes its own BOS, so its text gets no second one."""
+    def _chat_prompt(self, call: Call) -> tuple[Turn, OutputReading | None, int | None]:
+        """The prompt of a conversation, how its answer is read, and its thinking budget. A template writes
+        its own BOS, so its text gets no second one."""
         tools = () if call.tool_choice == "none" else call.tools
         variables = self._chat_template().variables(bool(tools))
         wish = read_wish(call.sampling.thinking_budget, call.template_args, variables)
-        made = self._transcribe(call, tools, wish.template_args)
-        text, ids = made.encoded.text, made.encoded.ids
+        turn = self.turns.turn(
+            call, tools, wish.template_args, lambda text: self._check_length(text, "messages")
+        )
+        text, ids = turn.transcript.encoded.text, turn.transcript.encoded.ids
         reading = self._reading(tools, text, ids)
         thinks_on = reading is not None and reading.thinking is not None and reading.thinking.open
         ignored = thinks_on or variables.isdisjoint(SWITCHES)
-        return ids, reading, 0 if wish.off and ignored else wish.budget
+        return turn, reading, 0 if wish.off and ignored else wish.budget
 
-    def _transcribe(self, call: Call, tools: tuple[ToolSpec, ...], args: dict[str, Any]) -> Transcript:
-        """The prompt, going on from that of the turn before where it is still known here."""
-        if self._transcriber is None:
-            from penstock.text.transcript import Transcriber
+    def _transcriber(self) -> Transcriber:
+        from penstock.text.transcript import Transcriber
 
-            self._transcriber = Transcriber(self.tokenizer, self._chat_template())
-        name = turn_after(call)
-        made = self._transcriber.transcribe(
-            call.messages, tools, args, self._before(call), lambda text: self._check_length(text, "messages")
-        )
-        if name is not None:
-            self.transcripts.put(name, made, made.num_bytes)
-        return made
-
-    def _before(self, call: Call) -> Transcript | None:
-        """Of the turn that a call goes on from, if it does and the prompt of that is known."""
-        name = turn_before(call)
-        before = None if name is None else self.transcripts.get(name)
-        # Equal objects are compared by identity first, and mostly they are the same ones.
-        goes_on = before is not None and call.messages[: len(before.given)] == before.given
-        return before if goes_on else None
+        return Transcriber(self.tokenizer, self._chat_template())
 
     def _reading(
         self, tools: tuple[ToolSpec, ...], text: str, ids: Sequence[int] | np.ndarray
@@ -235,13 +224,13 @@ class Preparer:
     def prepare(self, call: Call, key: str) -> list[Prompt]:
         """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
         call.sampling.validate()
-        before = self._before(call)
-        check_supported(call, 0 if before is None else len(before.given))
+        check_supported(call, self.turns.num_known(call))
         reading: OutputReading | None = None
+        turn: Turn | None = None
         tokens: Sequence[Sequence[int] | np.ndarray]
         if call.kind == "chat":
-            ids, reading, budget = self._chat_prompt(call)
-            tokens = [ids]
+            turn, reading, budget = self._chat_prompt(call)
+            tokens = [turn.transcript.encoded.ids]
         else:
             tokens = self._tokens(call)
             budget = read_wish(call.sampling.thinking_budget, {}, frozenset()).budget
@@ -253,9 +242,12 @@ class Preparer:
                 param="n",
             )
         shared = self._resolve(call, self._grammar(call, reading))
-        return [
+        prompts = [
             self._prompt(call, key, index, ids, shared, reading, budget) for index, ids in enumerate(tokens)
         ]
+        if turn is not None:
+            prompts[0] = msgspec.structs.replace(prompts[0], turn=turn, block_size=self._block_size)
+        return prompts
 
     def _prompt(
         self,
@@ -295,6 +287,8 @@ class Preparer:
                     cache_read=read,
                     cache_store=store,
                     leader=None if sample == 0 else submits[0].id,
+                    pin=turn_after(call) or "",
+                    pin_s=float(call.cache.ttl_s or 0) if sample == 0 else 0.0,
                 )
             )
         return Prompt(ids, tuple(submits), reading, thinking)
@@ -421,23 +415,6 @@ class Preparer:
             prompt_logprobs=-1 if prompt_logprobs is None else prompt_logprobs,
             grammar=grammar,
         )
-
-
-def turn_before(call: Call) -> str | None:
-    """The name of the turn that a call goes on from: a response's, a conversation's, or, of calls that bring
-    all their turns, that of the session that they say they are of."""
-    session = call.session
-    if session is None:
-        return None if call.cache.key is None else f"\x00{len(call.tenant)}:{call.tenant}:{call.cache.key}"
-    return session.previous_response_id or session.conversation
-
-
-def turn_after(call: Call) -> str | None:
-    """The name of the turn that a call becomes."""
-    session = call.session
-    if session is None:
-        return turn_before(call)
-    return (session.conversation or session.response_id) if session.store else None
 
 
 def _must_call(call: Call) -> bool:

@@ -256,6 +256,11 @@ class EngineService:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    def unpin(self, turn: str) -> None:
+        self._transport.unpin(turn)
+        if self._preparer is not None:
+            self._preparer.turns.forget(turn)
+
     # ------------------------------------------------------------------ health
 
     def health(self) -> Health:
@@ -342,6 +347,7 @@ class EngineService:
             prefix_cache=self.settings.prefix_cache,
             thinking_stop_sentence=self.settings.thinking_stop_sentence,
             transcript_bytes=self.settings.transcript_bytes,
+            block_size=ready.block_size,
         )
 
     def _announce(self) -> None:

@@ -27,15 +27,19 @@ _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 class History(Struct, frozen=True):
     """`messages` of the items but the last ones, which are the assistant's: `tail`. `waiting`: the tools of
-    calls without an output, by call id. `num_bytes`: about what all of it takes in memory."""
+    calls without an output, by call id. `prompt_tokens`: of the last turn's prompt, 0 if nobody knows.
+    `num_bytes`: about what all of it takes in memory.
+    """
 
     messages: tuple[Message, ...] = ()
     tail: tuple[Json, ...] = ()
     waiting: dict[str, str] = {}
+    prompt_tokens: int = 0
     num_bytes: int = 0
 
-    def extended(self, items: Sequence[Json]) -> History:
-        """With items as they are stored. Raises InvalidRequest for those that can't be read."""
+    def extended(self, items: Sequence[Json], prompt_tokens: int = 0) -> History:
+        """With items as they are stored, answered from a prompt of so many tokens. Raises InvalidRequest for
+        those that can't be read."""
         every = [*self.tail, *items]
         cut = len(every)
         while cut and _is_assistants(every[cut - 1]):
@@ -45,6 +49,7 @@ class History(Struct, frozen=True):
             self.messages + read_items(every[:cut]),
             tuple(every[cut:]),
             _waiting(self.waiting, items),
+            prompt_tokens,
             self.num_bytes + 3 * size,  # a message takes about twice its JSON, its dict as much again
         )
 
@@ -63,7 +68,8 @@ class History(Struct, frozen=True):
             elif kind in _OUTPUTS and waiting.pop(call_id, None) is None:
                 open_ids = ", ".join(waiting) or "none"
                 raise InvalidRequest(
-                    f"input[{i}].call_id: no tool call {call_id[:100]!r} waits for an output; waiting: {open_ids}",
+                    f"input[{i}].call_id: no tool call {call_id[:100]!r} waits for an output; "
+                    f"waiting: {open_ids}",
                     param=f"input[{i}].call_id",
                 )
         if waiting:

@@ -51,6 +51,11 @@ class ModelService(Protocol):
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...
 
+    def unpin(self, turn: str) -> None:
+        """Nobody goes on from a turn (a response's id, a conversation's) any more: its prompt need not be
+        kept."""
+        ...
+
     def health(self) -> Health: ...
 
     async def drain(self, timeout_s: float) -> None:

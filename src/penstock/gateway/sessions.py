@@ -51,9 +51,7 @@ class Sessions:
     keeping in the prefix cache.
     """
 
-    def __init__(
-        self, service: ModelService, turns: LazyTurns, max_bytes: int = 0, pin_s: int | None = None
-    ) -> None:
+    def __init__(self, service: ModelService, turns: LazyTurns, max_bytes: int = 0, pin_s: int = 0) -> None:
         self._service = service
         self._turns = turns
         self._pin_s = pin_s
@@ -68,7 +66,7 @@ class Sessions:
         if session is None:
             raise ValueError("a call without a session needs no stage for it")
         resolved = await self.resolve(call)
-        named = self._named(resolved.call, session, request_id)
+        named = self._named(resolved, session, request_id)
         fold = Fold()
         async with aclosing(self._service.stream(named, request_id)) as events:  # type: ignore[type-var]
             async for event in events:
@@ -78,10 +76,13 @@ class Sessions:
                         await self.keep(resolved, session, body(fold))
                 yield event
 
-    def _named(self, call: Call, session: Session, request_id: str) -> Call:
-        session = msgspec.structs.replace(session, response_id=ID_PREFIX + request_id)
-        call = msgspec.structs.replace(call, session=session)
-        if not session.store or call.cache.ttl_s is not None or self._pin_s is None:
+    def _named(self, resolved: Resolved, session: Session, request_id: str) -> Call:
+        """The call with the name of what it becomes, pinned if it is stored."""
+        session = msgspec.structs.replace(
+            session, response_id=ID_PREFIX + request_id, last_tokens=resolved.before.prompt_tokens
+        )
+        call = msgspec.structs.replace(resolved.call, session=session)
+        if not session.store or call.cache.ttl_s is not None or not self._pin_s:
             return call
         return msgspec.structs.replace(call, cache=msgspec.structs.replace(call.cache, ttl_s=self._pin_s))
 
@@ -123,29 +124,31 @@ class Sessions:
             raise InvalidRequest("previous_response_id, conversation: deleted while this answer was made")
         if session.conversation is not None and kept.start != resolved.version:
             return  # another answer came first: what is before this one is not what was read
-        after = resolved.before.extended([*new.input, *new.output])
+        after = resolved.before.extended([*new.input, *new.output], _prompt_tokens(response))
         self._responses.put((tenant, new.id), after, after.num_bytes)
         if session.conversation is not None:
             place = (tenant, session.conversation)
             self._conversations.put(place, (kept.end, after), after.num_bytes)
 
-    def forget(self, tenant: str, response: str) -> None:
-        """A response was deleted: nothing of it stays in memory."""
-        self._responses.forget((tenant, response))
+    def forget(self, tenant: str, turn: str) -> None:
+        """A response, or a conversation, was deleted: nothing of it stays in memory."""
+        self._responses.forget((tenant, turn))
+        self._conversations.forget((tenant, turn))
+        self._service.unpin(turn)
 
     async def _of_response(self, tenant: str, name: str) -> History:
         turns = await self._turns()
         known = self._responses.get((tenant, name))
         if known is not None and await turns.has_response(tenant, name):
             return known
-        items = await turns.history(tenant, name)
-        if items is None:
+        items, body = await turns.history(tenant, name), await turns.response(tenant, name)
+        if items is None or body is None:
             raise InvalidRequest(
                 f"previous_response_id: {name!r} is not stored here",
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        found = History().extended(items)
+        found = History().extended(items, _prompt_tokens(msgspec.json.decode(body)))
         self._responses.put((tenant, name), found, found.num_bytes)
         return found
 
@@ -175,3 +178,8 @@ class Sessions:
                     f"input[{i}].id: no item {item.get('id')!r} is stored here", param=f"input[{i}].id"
                 )
         return [known[item["id"]] if item_type(item) == "item_reference" else item for item in session.items]
+
+
+def _prompt_tokens(response: Json) -> int:
+    """Of a response object that is stored: cancelled ones have no usage."""
+    return int((response.get("usage") or {}).get("input_tokens", 0))

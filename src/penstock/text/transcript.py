@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from penstock.call import Message, ToolSpec
@@ -62,9 +63,16 @@ class Transcriber:
     """Makes transcripts for one model. Usable from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer = tokenizer
         self._encoder = BoundaryEncoder(tokenizer)
         self._template = template
         self._said: set[str] = set()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(token) for token in ids], skip_special=False, continuation=True)
 
     def transcribe(
         self,
