@@ -48,7 +48,7 @@ TOOLS = [
     {"type": "function", "name": name, "parameters": {"type": "object", "properties": {}}, "strict": True}
     for name in ("alpha", "beta")
 ]
-_DEVICE = re.compile(r"^penstock_step_device_seconds_total\{[^}]*\} (\S+)$", re.MULTILINE)
+_COUNTER = r"^penstock_step_{}_seconds_total\{{[^}}]*\}} (\S+)$"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
@@ -163,10 +163,16 @@ class Server:
             raise RuntimeError(f"{status}: {answer}")
         return answer
 
-    def device_s(self) -> float:
+    def counters(self) -> np.ndarray:
+        """Seconds so far: steps on the device, the engine's host side of steps, CPU time of the gateway."""
         time.sleep(1.2)  # the engine reports once a second
-        found = _DEVICE.search(self.ask("GET", "/metrics")[1].decode())
-        return float(found[1]) if found else 0.0
+        text = self.ask("GET", "/metrics")[1].decode()
+        found = [re.search(_COUNTER.format(name), text, re.MULTILINE) for name in ("device", "host")]
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(stat[11]) + int(stat[12])  # fields 14 and 15 of proc(5): utime, stime
+        return np.array(
+            [*(float(match[1]) if match else 0.0 for match in found), ticks / os.sysconf("SC_CLK_TCK")]
+        )
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._connection.close()
@@ -234,19 +240,19 @@ def _said(text: str) -> dict:
     return {"type": "message", "role": "user", "content": text}
 
 
-def _window(driver: SessionDriver, turns: int) -> tuple[float, float, list[Turn]]:
-    """(median wall ms, device ms per turn, the turns)."""
-    before = driver.server.device_s()
+def _report(driver: SessionDriver, turns: int) -> None:
+    """Take turns and print what they cost on average."""
+    first = driver.number
+    before = driver.server.counters()
     taken = [driver.take() for _ in range(turns)]
-    device = (driver.server.device_s() - before) / turns
-    return statistics.median(turn.wall_s for turn in taken) * 1e3, device * 1e3, taken
-
-
-def _report(name: str, wall: float, device: float, taken: list[Turn]) -> None:
+    device, engine, gateway = (driver.server.counters() - before) / turns * 1e3
+    wall = statistics.mean(turn.wall_s for turn in taken) * 1e3
     computed = [turn.computed for turn in taken]
+    name = f"turns {first}–{driver.number}"
     print(
-        f"{name:>16}  prompt {taken[-1].prompt:>7,}  wall {wall:7.2f} ms  device {device:7.2f} ms  "
-        f"host {wall - device:7.2f} ms  computed {statistics.median(computed):.0f} (max {max(computed)})",
+        f"{name:>16}  prompt {taken[-1].prompt:>7,}  wall {wall:6.1f}  device {device:6.1f}  "
+        f"host {wall - device:6.1f} ms (engine {engine:4.1f}, CPU of gateway {gateway:4.1f})  "
+        f"computed {statistics.median(computed):.0f} (max {max(computed)})",
         flush=True,
     )
 
@@ -281,7 +287,7 @@ def run(driver: SessionDriver, model: Path, folder: Path, options: argparse.Name
         due = -(-(driver.number + 1) // options.every) * options.every
         if due - driver.number <= options.window:
             count = due - driver.number
-            _report(f"turns {driver.number}–{due}", *_window(driver, count))
+            _report(driver, count)
         else:
             driver.take()
     origin = driver.last

@@ -84,13 +84,13 @@ class ResponseRoutes:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         body = await (await self._turns()).response(tenant, name)
         if body is None:
-            raise _unknown(name)
+            raise unknown_response(name)
         return Response(body, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         if not await (await self._turns()).delete_response(tenant, name):
-            raise _unknown(name)
+            raise unknown_response(name)
         self._sessions.forget(tenant, name)
         return json_response(DeletedResponse(name))
 
@@ -98,7 +98,7 @@ class ResponseRoutes:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         page = await (await self._turns()).input_items(tenant, name, cut_of(request))
         if page is None:
-            raise _unknown(name)
+            raise unknown_response(name)
         return page_response(page)
 
     async def cancel(self, request: Request) -> Response:
@@ -107,7 +107,7 @@ class ResponseRoutes:
         running = self._generate.running.get(name.removeprefix(ID_PREFIX))
         if running is None or running.call.tenant != tenant:
             if await (await self._turns()).response(tenant, name) is None:
-                raise _unknown(name)
+                raise unknown_response(name)
             raise InvalidRequest(f"response_id: {name} is complete; only running answers can be cancelled")
         assert isinstance(running.encoder, openai_responses.Encoder)
         body = running.encoder.cancelled()
@@ -164,5 +164,5 @@ async def json_body(request: Request) -> bytes:
     return body
 
 
-def _unknown(name: str) -> NotFound:
+def unknown_response(name: str) -> NotFound:
     return NotFound(f"response_id: {name[:100]!r} is not stored here", param="response_id")

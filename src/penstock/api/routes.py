@@ -23,6 +23,7 @@ from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
 from penstock.api.ollama import OllamaRoutes
+from penstock.api.prefix_miss import PrefixMissRoutes
 from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_model
 from penstock.config import ServerSettings
@@ -66,6 +67,7 @@ class Routes:
         ollama = OllamaRoutes(service, settings, metrics, library)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics)
+        rest += _debug_routes(service, sessions, self.turns)
         rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
         self._paths = [*hot, *(route.path for route in rest), "/"]
         self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
@@ -183,6 +185,14 @@ def _response_routes(
         _on("GET", items, conversations.list_items),
         _on("GET", items + "/{item_id}", conversations.get_item),
         _on("DELETE", items + "/{item_id}", conversations.delete_item),
+    ]
+
+
+def _debug_routes(service: ModelService, sessions: Sessions, turns: LazyTurns) -> list[Route]:
+    misses = PrefixMissRoutes(service, sessions, turns)
+    return [
+        _on("POST", "/debug/prefix-miss", misses.compare),
+        _get("/debug/prefix-miss/{response_id}", misses.of_response),
     ]
 
 

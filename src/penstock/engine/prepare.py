@@ -19,14 +19,14 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from penstock.call import Call, Message, SamplingParams, ToolSpec
+from penstock.call import Call, Message, PrefixMiss, SamplingParams, ToolSpec
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
 from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
-from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
+from penstock.engine.thinking import ThinkingMarkers, ThinkingWish, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
 from penstock.engine.turns import Turn, TurnPrompts, turn_after
@@ -151,9 +151,7 @@ class Preparer:
     def _chat_prompt(self, call: Call) -> tuple[Turn, OutputReading | None, int | None]:
         """The prompt of a conversation, how its answer is read, and its thinking budget. A template writes
         its own BOS, so its text gets no second one."""
-        tools = () if call.tool_choice == "none" else call.tools
-        variables = self._chat_template().variables(bool(tools))
-        wish = read_wish(call.sampling.thinking_budget, call.template_args, variables)
+        tools, variables, wish = self._template_inputs(call)
         turn = self.turns.turn(
             call, tools, wish.template_args, lambda text: self._check_length(text, "messages")
         )
@@ -162,6 +160,21 @@ class Preparer:
         thinks_on = reading is not None and reading.thinking is not None and reading.thinking.open
         ignored = thinks_on or variables.isdisjoint(SWITCHES)
         return turn, reading, 0 if wish.off and ignored else wish.budget
+
+    def _template_inputs(self, call: Call) -> tuple[tuple[ToolSpec, ...], frozenset[str], ThinkingWish]:
+        """(tools, what the template reads, thinking with the template arguments)."""
+        tools = () if call.tool_choice == "none" else call.tools
+        variables = self._chat_template().variables(bool(tools))
+        return tools, variables, read_wish(call.sampling.thinking_budget, call.template_args, variables)
+
+    def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """Where the prompt of `after` leaves that of `before`; None if it begins with all of its turns."""
+        made = []
+        for call in (before, after):
+            check_supported(call)
+            tools, _, wish = self._template_inputs(call)
+            made.append(self.turns.transcribe(call, tools, wish.template_args))
+        return self.turns.explain(after, *made)
 
     def _transcriber(self) -> Transcriber:
         from penstock.text.transcript import Transcriber

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.call import Call, Event, Failure, Health, Message, ModelCard, ToolSpec
+from penstock.call import Call, Event, Failure, Health, Message, ModelCard, PrefixMiss, ToolSpec
 from penstock.config import EngineSettings
 from penstock.engine.messages import Delta, Progress, Ready
 from penstock.engine.open_call import OpenCall
@@ -255,6 +255,13 @@ class EngineService:
         if size <= INLINE_CHARS:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        preparer = self._ready_preparer(after.model)
+        found: PrefixMiss | None = await self._in_thread(
+            INLINE_CHARS + 1, preparer.explain_miss, before, after
+        )
+        return found
 
     def unpin(self, turn: str) -> None:
         self._transport.unpin(turn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
 
 from penstock.call import Call, PrefixMiss, ToolSpec
@@ -57,27 +58,39 @@ class TurnPrompts:
         self, call: Call, tools: tuple[ToolSpec, ...], args: dict[str, Any], check: Callable[[str], None]
     ) -> Turn:
         """The prompt of a call. args: template arguments; check: sees its text. Raises InvalidRequest."""
-        transcriber = self._transcriber
-        if transcriber is None:
-            transcriber = self._transcriber = self._make()
         last, name = self._last(call), turn_after(call)
         before = last if last is not None and _goes_on(call, last) else None
-        made = transcriber.transcribe(call.messages, tools, args, before, check)
+        made = self.transcribe(call, tools, args, before, check)
         if name is not None:
             self._kept.put(name, made, made.num_bytes)
         last_tokens = call.session.last_tokens if call.session is not None else 0
         if last is None:
             return Turn(made, None, last_tokens)
-        miss = None
-        if EXPLAIN in call.extra.get("include", ()):
-            miss = self.explain(last, made)
+        miss = self.explain(call, last, made) if EXPLAIN in call.extra.get("include", ()) else None
         return Turn(made, shared_tokens(last, made), last_tokens, miss)
 
-    def explain(self, before: Transcript, after: Transcript) -> PrefixMiss | None:
+    def transcribe(
+        self,
+        call: Call,
+        tools: tuple[ToolSpec, ...],
+        args: dict[str, Any],
+        before: Transcript | None = None,
+        check: Callable[[str], None] = lambda text: None,
+    ) -> Transcript:
+        """The prompt of a call, which is kept nowhere."""
+        if self._transcriber is None:
+            self._transcriber = self._make()
+        return self._transcriber.transcribe(call.messages, tools, args, before, check)
+
+    def explain(self, call: Call, before: Transcript, after: Transcript) -> PrefixMiss | None:
+        """Where the prompt of a call, `after`, leaves another one."""
         from penstock.text.prefix_miss import explain
 
         transcriber = self._transcriber
-        return None if transcriber is None else explain(transcriber, before, after)
+        miss = None if transcriber is None else explain(transcriber, before, after)
+        if miss is not None and "instructions" in call.extra and miss.field.startswith("messages[0]"):
+            miss = msgspec.structs.replace(miss, field="instructions")
+        return miss
 
     def _last(self, call: Call) -> Transcript | None:
         name = turn_before(call)
