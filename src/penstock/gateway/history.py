@@ -81,8 +81,11 @@ class History(Struct, frozen=True):
 
 
 def _is_assistants(item: Json) -> bool:
+    """Whether what comes next may be one message with it. `additional_tools` are no message."""
     kind = item_type(item)
-    return kind in ("reasoning", *_CALLS) or (kind == "message" and item.get("role") == "assistant")
+    return kind in ("reasoning", "additional_tools", *_CALLS) or (
+        kind == "message" and item.get("role") == "assistant"
+    )
 
 
 def _waiting(before: dict[str, str], items: Sequence[Json]) -> dict[str, str]:

@@ -142,22 +142,35 @@ class PrefixTree:
         asked = range(len(self.windows)) if groups is None else groups
         full = [g for g in asked if self.windows[g] is None]
         sliding = [g for g in asked if self.windows[g] is not None]
-        run = dict.fromkeys(sliding, 0)  # present blocks in a row, up to the current depth
+        path = self._known_path(root, data, full, limit)
+        best = len(path)
+        if sliding:
+            best = 0
+            run = dict.fromkeys(sliding, 0)  # present blocks in a row, up to the current depth
+            for depth, node in enumerate(path, start=1):
+                for g in sliding:
+                    run[g] = run[g] + 1 if node.blocks[g] >= 0 else 0
+                if all(run[g] >= depth - self.first_needed(g, depth) for g in sliding):
+                    best = depth
+        return Hit(path[:best], tuple(self.first_needed(g, best) for g in asked))
+
+    def _known_path(self, root: Node | None, data: bytes, full: list[int], limit: int) -> list[Node]:
+        """Nodes below the root as far as the tokens go and the `full` groups have their blocks."""
         path: list[Node] = []
-        best = 0
-        node = root
-        while node is not None and len(path) < limit:
-            at = len(path) * self._width
-            node = node.children.get(data[at : at + self._width])
-            if node is None or any(node.blocks[g] < 0 for g in full):
+        if root is None:
+            return path
+        children, width = root.children, self._width
+        first, others = (full[0], full[1:]) if full else (-1, [])
+        for at in range(0, limit * width, width):  # the hot loop: once per block of a prompt
+            node = children.get(data[at : at + width])
+            if node is None:
+                break
+            blocks = node.blocks
+            if first >= 0 and (blocks[first] < 0 or (others and any(blocks[g] < 0 for g in others))):
                 break
             path.append(node)
-            depth = len(path)
-            for g in sliding:
-                run[g] = run[g] + 1 if node.blocks[g] >= 0 else 0
-            if all(run[g] >= depth - self.first_needed(g, depth) for g in sliding):
-                best = depth
-        return Hit(path[:best], tuple(self.first_needed(g, best) for g in asked))
+            children = node.children
+        return path
 
     def first_needed(self, group: int, num_blocks: int) -> int:
         """First logical block that `group` must hold to go on after `num_blocks` full blocks."""
