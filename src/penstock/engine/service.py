@@ -404,7 +404,7 @@ def failure(error: PenstockError) -> Failure:
 def _is_short(call: Call) -> bool:
     """Whether what must be rendered and tokenized is small, roughly: tools and templates come on top."""
     if call.kind == "completion":
-        return sum(len(prompt) for prompt in call.prompts) <= INLINE_CHARS
+        return sum(len(prompt) + len(call.suffix) for prompt in call.prompts) <= INLINE_CHARS
     size = 256 * len(call.tools)
     for message in call.messages:
         size += len(message.text)

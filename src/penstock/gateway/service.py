@@ -90,7 +90,7 @@ class LibraryModel(Struct, frozen=True):
 class ModelSheet(Struct, frozen=True):
     """Everything about one model. info: key-values under GGUF's names. template: Jinja, "" for none.
 
-    capabilities: of "completion", "tools", "thinking".
+    capabilities: of "completion", "insert", "tools", "thinking".
     """
 
     model: LibraryModel
