@@ -48,7 +48,7 @@ TOOLS = [
     {"type": "function", "name": name, "parameters": {"type": "object", "properties": {}}, "strict": True}
     for name in ("alpha", "beta")
 ]
-_COUNTER = r"^penstock_step_{}_seconds_total\{{[^}}]*\}} (\S+)$"
+_DEVICE = re.compile(r"^penstock_step_device_seconds_total\{[^}]*\} (\S+)$", re.MULTILINE)
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
@@ -164,20 +164,24 @@ class Server:
         return answer
 
     def counters(self) -> np.ndarray:
-        """Seconds so far: steps on the device, the engine's host side of steps, CPU time of the gateway."""
+        """Seconds so far: steps on the device, CPU time of the gateway, CPU time of the engine's loop."""
         time.sleep(1.2)  # the engine reports once a second
-        text = self.ask("GET", "/metrics")[1].decode()
-        found = [re.search(_COUNTER.format(name), text, re.MULTILINE) for name in ("device", "host")]
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = int(stat[11]) + int(stat[12])  # fields 14 and 15 of proc(5): utime, stime
-        return np.array(
-            [*(float(match[1]) if match else 0.0 for match in found), ticks / os.sysconf("SC_CLK_TCK")]
-        )
+        found = _DEVICE.search(self.ask("GET", "/metrics")[1].decode())
+        gateway = self.process.pid
+        engine = int(Path(f"/proc/{gateway}/task/{gateway}/children").read_text().split()[0])
+        tasks = [Path(task) for task in Path(f"/proc/{gateway}/task").iterdir()]
+        loop = Path(f"/proc/{engine}/task/{engine}")  # the device has threads of its own
+        return np.array([float(found[1]) if found else 0.0, sum(map(_cpu_s, tasks)), _cpu_s(loop)])
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._connection.close()
         self.process.send_signal(how)
         self.process.wait(60)
+
+
+def _cpu_s(task: Path) -> float:
+    """CPU time of one thread: the first field of proc(5)'s schedstat, in nanoseconds."""
+    return int((task / "schedstat").read_text().split()[0]) * 1e-9
 
 
 # --------------------------------------------------------------------------- the session
@@ -245,13 +249,14 @@ def _report(driver: SessionDriver, turns: int) -> None:
     first = driver.number
     before = driver.server.counters()
     taken = [driver.take() for _ in range(turns)]
-    device, engine, gateway = (driver.server.counters() - before) / turns * 1e3
+    device, gateway, engine = (driver.server.counters() - before) / turns * 1e3
     wall = statistics.mean(turn.wall_s for turn in taken) * 1e3
     computed = [turn.computed for turn in taken]
     name = f"turns {first}–{driver.number}"
     print(
         f"{name:>16}  prompt {taken[-1].prompt:>7,}  wall {wall:6.1f}  device {device:6.1f}  "
-        f"host {wall - device:6.1f} ms (engine {engine:4.1f}, CPU of gateway {gateway:4.1f})  "
+        f"host {wall - device:6.1f} ms, CPU of it {gateway + engine:5.1f} (gateway {gateway:4.1f}, "
+        f"engine {engine:4.1f})  "
         f"computed {statistics.median(computed):.0f} (max {max(computed)})",
         flush=True,
     )

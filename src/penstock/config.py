@@ -173,10 +173,12 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
     pin_share: Annotated[
-        Rate,
+        float,
         Meta(
+            ge=0,
+            le=1,
             description="of the KV blocks, that pinned prompts (stored turns, cache_control) keep at most; "
-            "beyond it those that end soonest are let go. A request that needs their room gets it"
+            "beyond it those that end soonest are let go. A request that needs their room gets it",
         ),
     ] = 0.5
     transcript_bytes: Annotated[
