@@ -6,8 +6,8 @@ The model is a random Llama with a context of 131,072 tokens, made here; a turn 
 fifth turn brings two concurrent tool calls with their outputs in reverse order; every tenth one makes the
 model call tools, and the next one answers all of its calls. In the middle the server is killed and started
 again on the same database. Printed for windows of turns: wall time, the engine's own device time, their
-difference (host), and tokens computed per turn. At the end two turns go on from one response: a fork shares
-all full blocks with it.
+difference (host), the CPU time of the gateway and of the engine's loop, which other load disturbs less, and
+tokens computed per turn. At the end two turns go on from one response: a fork shares all full blocks with it.
 """
 
 from __future__ import annotations

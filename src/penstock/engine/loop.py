@@ -30,7 +30,7 @@ from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
 from penstock.engine.plan import Device, StepPlan, StepResult
 from penstock.engine.preparing import Preparing
-from penstock.engine.requests import Request
+from penstock.engine.requests import Request, check_lengths
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.window import Flight, InFlight
 from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, PenstockError
@@ -465,21 +465,9 @@ class EngineCore:
                 self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
 
     def _check(self, client: str, request: Submit) -> None:
-        num_tokens, rest = divmod(len(request.tokens), 4)
-        room = self.table.tokens.shape[1] - 1
         if (client, request.id) in self._requests:
             raise InvalidRequest(f"id: {request.id!r} is already running; use a new id")
-        if num_tokens == 0 or rest:
-            raise InvalidRequest(
-                f"prompt: {len(request.tokens)} bytes of token ids; send at least one id of 4 bytes each"
-            )
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens: {request.sampling.max_tokens} is below 1; ask for one or more")
-        if num_tokens + request.sampling.max_tokens > room:
-            raise InvalidRequest(
-                f"prompt of {num_tokens} tokens and max_tokens {request.sampling.max_tokens} exceed "
-                f"the context of {room}"
-            )
+        check_lengths(request, room=self.table.tokens.shape[1] - 1)
         # All without a slot, siblings included; a leader was let in together with its siblings.
         waiting = len(self._requests) - (len(self.table.occupant) - self.table.num_free)
         if waiting >= self._max_queue and (client, request.leader) not in self._requests:

@@ -87,21 +87,22 @@ class BlockPool:
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """One more reference to each block; each must be owned or reusable."""
-        refs, reusable, kept = self._refs, self._reusable, self._kept
+        refs, reusable, kept, claimed = self._refs, self._reusable, self._kept, self._claimed
         for block in blocks:
             if refs[block] == 0:
-                if block in kept:
-                    del kept[block]
-                elif block in reusable:
-                    del reusable[block]
-                else:
-                    raise ValueError(f"block {block} is free; only owned or reusable blocks can be shared")
+                try:
+                    del (kept if claimed[block] else reusable)[block]
+                except KeyError:
+                    raise ValueError(
+                        f"block {block} is free; only owned or reusable blocks can be shared"
+                    ) from None
             refs[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """One reference less to each block, in this order: of published blocks that become reusable
         the first given is the first to be evicted."""
-        refs = self._refs
+        refs, published, claimed = self._refs, self._published, self._claimed
+        reusable, kept, free = self._reusable, self._kept, self._free
         for block in blocks:
             left = refs[block] - 1
             if left > 0:
@@ -110,10 +111,10 @@ class BlockPool:
             if left < 0:
                 raise ValueError(f"block {block} has no reference to give back")
             refs[block] = 0
-            if self._published[block]:
-                (self._kept if self._claimed[block] else self._reusable)[block] = None
+            if published[block]:
+                (kept if claimed[block] else reusable)[block] = None
             else:
-                self._free.append(block)
+                free.append(block)
 
     def publish(self, block: int) -> None:
         """The content of an owned block is in the prefix tree now."""

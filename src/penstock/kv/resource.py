@@ -402,6 +402,9 @@ class KVResource:
     def _release_blocks(self, slot: int, tenure: _Tenure) -> None:
         """Give back the slot's blocks from the last logical block down, the groups side by side."""
         low, end = min(tenure.first), int(self._reserved[slot]) // self.block_size
+        if len(self.tables) == 1:
+            self.pool.release(self.tables[0][slot, low:end][::-1].tolist())
+            return
         columns = [
             [-1] * (first - low) + table[slot, first:end].tolist()
             for table, first in zip(self.tables, tenure.first, strict=True)
