@@ -219,6 +219,13 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="last words of reasoning that a thinking budget ends; part of the budget"),
     ] = ""
+    grammar_backend: Annotated[
+        Literal["auto", "llguidance", "xgrammar"],
+        Meta(
+            description="compiles structured answers; auto: llguidance, and xgrammar for what it refuses, "
+            "where that is installed; xgrammar is an extra: quicker masks, grammars that are slower to make"
+        ),
+    ] = "auto"
     speculation: Annotated[
         SpeculationSettings | None,
         Meta(description='drafter, such as {"method": "suffix", "k": 8}; None: off'),

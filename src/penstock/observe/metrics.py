@@ -157,6 +157,13 @@ TABLE: tuple[Metric, ...] = (
         ("model",),
         "Tokens that a grammar left no choice about, taken without a draw",
     ),
+    Metric(
+        "penstock_grammar_fallbacks_total",
+        "counter",
+        "",
+        ("model",),
+        "Grammars that the second grammar backend compiled because the first refused them",
+    ),
     Metric("penstock_busy_seconds_total", "counter", "s", ("model",), "Time with a step on the device"),
     Metric(
         "penstock_step_work_seconds_total",
@@ -220,6 +227,7 @@ class EngineProgress(Protocol):
     saved_s: float
     draft_missing: int
     forced_tokens: int
+    grammar_fallbacks: int
 
 
 # Progress counter -> series. An engine that restarts counts from zero; the series goes on.
@@ -238,6 +246,7 @@ _ENGINE_COUNTERS = {
     "saved_s": "penstock_draft_saved_seconds_total",
     "draft_missing": "penstock_draft_missing_context_tokens_total",
     "forced_tokens": "penstock_forced_tokens_total",
+    "grammar_fallbacks": "penstock_grammar_fallbacks_total",
 }
 
 
