@@ -138,7 +138,9 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One loaded model and how it is run."""
 
-    model: Annotated[str, Meta(description="catalogue name, GGUF file or safetensors folder")] = "smollm2"
+    model: Annotated[
+        str, Meta(description="catalogue name, GGUF file, safetensors folder; serve: scripted:FILE")
+    ] = "smollm2"
     backend: Annotated[
         Literal["auto", "cpu", "reference"],
         Meta(description="kernel backend; auto takes the fastest that serves the model"),

@@ -21,7 +21,7 @@ class Live:
     """A server that runs; `wait(coroutine)` runs something on its loop."""
 
     url: str
-    service: ScriptedService
+    service: Any
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
     stop: asyncio.Event
@@ -37,12 +37,14 @@ class Live:
 
 @contextmanager
 def live_servers() -> Iterator[Callable[..., Live]]:
-    """A function that starts servers over a ScriptedService, `start(library=…, api_key=…)`; they end with
-    the block, and none has a call open then."""
+    """A function that starts servers, `start(library=…, make=…, api_key=…)`, over the service that `make`
+    makes on the server's loop; they end with the block, and none has a call open then."""
     running: list[Live] = []
 
-    def start(library: ModelLibrary | None = None, **settings: Any) -> Live:
-        running.append(_start(library, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
+    def start(
+        library: ModelLibrary | None = None, make: Callable[[], Any] = ScriptedService, **settings: Any
+    ) -> Live:
+        running.append(_start(library, make, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
         return running[-1]
 
     yield start
@@ -50,12 +52,12 @@ def live_servers() -> Iterator[Callable[..., Live]]:
         live.end()
 
 
-def _start(library: ModelLibrary | None, config: ServerSettings) -> Live:
+def _start(library: ModelLibrary | None, make: Callable[[], Any], config: ServerSettings) -> Live:
     found: list[Live] = []
     listening, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
-        service = ScriptedService()
+        service = make()
         app = create_app(service, config, library=library)
         loop = asyncio.get_running_loop()
 
