@@ -173,6 +173,19 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[
         str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
     ] = None
+    embedding_models: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names or folders of models for embeddings, rerank and score, loaded when first "
+            'asked for; "" for none'
+        ),
+    ] = ("minilm",)
+    embedding_threads: Annotated[
+        PositiveInt | None, Meta(description="threads that embed; None: the cores this process may use")
+    ] = None
+    embedding_queue: Annotated[
+        int, Meta(ge=1, description="texts waiting to be embedded at most, per model; beyond it 429")
+    ] = 16384
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )

@@ -15,17 +15,25 @@ from penstock.api.layers import AccessLogLayer, RequestIdLayer
 from penstock.api.routes import Routes
 from penstock.api.security import AuthLayer, HostCheck
 from penstock.config import ServerSettings
-from penstock.gateway.service import ModelService
+from penstock.gateway.service import EmbeddingService, ModelService
 from penstock.observe.metrics import Metrics
 
 
 class App:
-    """What `create_app` makes: an ASGI app that knows its service, for the server's start and end."""
+    """What `create_app` makes: an ASGI app that knows its services, for the server's start and end."""
 
-    def __init__(self, app: ASGIApp, routes: Routes, service: ModelService, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Routes,
+        service: ModelService,
+        embeddings: EmbeddingService | None,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
         self.routes = routes
         self.service = service
+        self.embeddings = embeddings
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,8 +42,14 @@ class App:
         await self._app(scope, receive, send)
 
 
-def create_app(service: ModelService, settings: ServerSettings, *, metrics: Metrics | None = None) -> App:
-    """The whole HTTP side over one service.
+def create_app(
+    service: ModelService,
+    settings: ServerSettings,
+    *,
+    embeddings: EmbeddingService | None = None,
+    metrics: Metrics | None = None,
+) -> App:
+    """The whole HTTP side over one service that generates and, if there is one, one that embeds.
 
     Raises ConfigError if the address is not loopback and no key is set (`security.with_api_key`).
     """
@@ -50,11 +64,11 @@ def create_app(service: ModelService, settings: ServerSettings, *, metrics: Metr
         partial(AuthLayer, settings=settings),
         partial(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
-    routes = Routes(service, settings, metrics)
+    routes = Routes(service, settings, metrics, embeddings)
     app: ASGIApp = routes
     for layer in reversed(layers):
         app = layer(app)
-    return App(app, routes, service, metrics)
+    return App(app, routes, service, embeddings, metrics)
 
 
 def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:

@@ -16,14 +16,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
+from penstock.api.embeddings import EmbeddingRoutes
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
-from penstock.api.tokens import TokenRoutes, find_model
+from penstock.api.tokens import TokenRoutes, find_card
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
-from penstock.gateway.service import Health, ModelCard, ModelService
+from penstock.gateway.service import EmbeddingService, Health, ModelCard, ModelService
 from penstock.observe.metrics import Metrics
-from penstock.wire import openai_chat, openai_completions
+from penstock.wire import openai_chat, openai_completions, openai_embeddings, rerank, score
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -31,11 +32,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The innermost app. `hot` maps a path to a raw ASGI endpoint that checks its method itself."""
 
-    def __init__(self, service: ModelService, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        service: ModelService,
+        settings: ServerSettings,
+        metrics: Metrics,
+        embeddings: EmbeddingService | None = None,
+    ) -> None:
         codecs = (openai_chat, openai_completions)
         hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
         self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
-        rest = _rest(service, settings, metrics)
+        rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
         self._paths = [*self._hot, *(route.path for route in rest)]
         self._rest = Router(rest, redirect_slashes=False, default=_not_found)
 
@@ -52,14 +59,34 @@ class Routes:
         await self._rest(scope, receive, send)
 
 
-def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> list[Route]:
+def _embedding(service: EmbeddingService | None, metrics: Metrics) -> list[Route]:
+    routes = EmbeddingRoutes(service, metrics)
+    return [
+        _post(openai_embeddings.PATH, routes.embed),
+        *(_post(path, routes.rerank) for path in rerank.PATHS),
+        *(_post(path, routes.score) for path in score.PATHS),
+    ]
+
+
+def _rest(
+    service: ModelService, settings: ServerSettings, metrics: Metrics, embeddings: EmbeddingService | None
+) -> list[Route]:
     tokens = TokenRoutes(service)
 
+    def cards() -> list[ModelCard]:
+        """Of all models; where one both generates and embeds, the card that knows the context served."""
+        found = {card.id: card for card in embeddings.models()} if embeddings is not None else {}
+        generating = service.models()
+        return [
+            *generating,
+            *(card for name, card in found.items() if name not in {c.id for c in generating}),
+        ]
+
     async def models(request: Request) -> Response:
-        return _json(ModelList([_model_body(card) for card in service.models()]))
+        return _json(ModelList([_model_body(card) for card in cards()]))
 
     async def model(request: Request) -> Response:
-        return _json(_model_body(find_model(service, request.path_params["model"])))
+        return _json(_model_body(find_card(cards(), request.path_params["model"])))
 
     async def health(request: Request) -> Response:
         state = service.health()

@@ -202,6 +202,8 @@ async def serve_app(
             for task in drains:
                 task.cancel()
             await app.service.close()
+            if app.embeddings is not None:
+                await app.embeddings.close()
 
 
 async def _serve(server: _Server, sock: socket.socket) -> None:

@@ -65,6 +65,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     """Until a signal. Raises the error that keeps the model from being served."""
     from penstock.api.app import create_app
     from penstock.api.server import serve_app
+    from penstock.engine.embedding.service import LocalEmbeddings
     from penstock.engine.service import EngineService
     from penstock.models.sources import public_name
     from penstock.observe.metrics import Metrics
@@ -75,7 +76,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     asked = server.served_model_name is not None or settings.model != EngineSettings().model
     adopt = server.engine is not None and not asked
     service = EngineService(settings, _transport_to(server.engine), name, metrics, adopt_name=adopt)
-    app = create_app(service, server, metrics=metrics)
+    app = create_app(service, server, embeddings=LocalEmbeddings(server), metrics=metrics)
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 

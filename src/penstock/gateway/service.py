@@ -1,4 +1,4 @@
-"""ModelService: what the HTTP routes need from whatever answers a Call.
+"""ModelService: what the HTTP routes need from whatever answers a Call; EmbeddingService: from what embeds.
 
 Implemented by the local engine (`penstock.engine.service.EngineService`), and later by routers over
 several upstreams. Errors are PenstockErrors: raised when nothing was sent yet, else a `Failure`
@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
+from penstock.embedding import EmbedCall, Embeddings, ScoreCall, Scores
 
-__all__ = ["Health", "ModelCard", "ModelService"]
+__all__ = ["EmbeddingService", "Health", "ModelCard", "ModelService"]
 
 
 class ModelService(Protocol):
@@ -50,5 +51,23 @@ class ModelService(Protocol):
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, let running requests finish for at most `timeout_s`."""
         ...
+
+    async def close(self) -> None: ...
+
+
+class EmbeddingService(Protocol):
+    """Embedding models and cross-encoders. `penstock.engine.embedding.service` runs them here.
+
+    Raises NotFound (unknown model), InvalidRequest, ContextOverflow (an input too long), Overloaded,
+    EngineUnavailable, ModelRefused. Cancelling a call drops what of it has not begun.
+    """
+
+    def models(self) -> list[ModelCard]:
+        """`max_context` is 0 until a model is loaded, which its first call does."""
+        ...
+
+    async def embed(self, call: EmbedCall) -> Embeddings: ...
+
+    async def score(self, call: ScoreCall) -> Scores: ...
 
     async def close(self) -> None: ...

@@ -1,7 +1,7 @@
 """Encoders as kernels see them: a batch of whole texts, and a network with its prepared weights.
 
-BERT-like networks (arXiv:1810.04805) have no cache and no steps: a batch comes once, every token sees all of its own
-text, and each sub-layer's result is added and normed behind it (post-norm).
+BERT-like networks (arXiv:1810.04805) have no cache and no steps: a batch comes once, every token sees all of
+its own text, and each sub-layer's result is added and normed behind it (post-norm).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PlainActivation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class TextBatch(Struct, frozen=True):
-    """T tokens of texts, concatenated without padding: text r holds tokens [offsets[r], offsets[r+1]), at least one.
+    """T tokens of texts, concatenated without padding; text r holds [offsets[r], offsets[r+1]), at least one.
 
     tokens: int32[T]; offsets: int32[R+1]; kinds: int32[T], token types, None where all are 0.
     """

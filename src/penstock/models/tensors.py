@@ -275,7 +275,7 @@ class _Resolver:
 
 
 class LayerShapes(Struct, frozen=True):
-    """Canonical names and shapes of one layer; `rows`: of the parts of joined ones; `experts`: their number."""
+    """Canonical names and shapes of one layer. rows: of parts of joined tensors; experts: their number."""
 
     shapes: dict[str, Shape]
     rows: dict[str, tuple[int, ...]]

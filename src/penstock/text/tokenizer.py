@@ -22,6 +22,7 @@ from penstock.text.pieces import SPELLINGS
 from penstock.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 # Far above any context; the regular-expression engine gives up on (and panics over) single words of more
@@ -86,14 +87,7 @@ class Tokenizer:
     def _run(self, backend: Backend, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         for text in texts:
             check_text(text)
-        try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
-        except BaseException as error:
-            # A Rust panic derives from BaseException, so nothing above would catch it.
-            if type(error).__name__ == "PanicException" or isinstance(error, Exception):
-                raise InvalidRequest(f"the text can't be tokenized: {error}", param="prompt") from None
-            raise
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in encode_batch(backend, texts, add_special)]
 
     def _literal_backend(self) -> Backend:
         if self._literal is None:
@@ -157,6 +151,17 @@ class Tokenizer:
             return text.encode("utf-8", "replace")
         entry = self._backend.id_to_token(token_id)
         return b"" if entry is None else self._spell(entry)
+
+
+def encode_batch(backend: Backend, texts: Sequence[str], add_special: bool) -> list[Encoding]:
+    """The library's encodings of checked texts. InvalidRequest for what it gives up on."""
+    try:
+        return backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
+    except BaseException as error:
+        # A Rust panic derives from BaseException, so nothing above would catch it.
+        if type(error).__name__ == "PanicException" or isinstance(error, Exception):
+            raise InvalidRequest(f"the text can't be tokenized: {error}", param="prompt") from None
+        raise
 
 
 def check_text(text: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from penstock.kernels.reference import attention as _attention
-from penstock.kernels.reference import linear as _linear
 from penstock.kernels.reference import encoder, mlp, moe, norm, rope
+from penstock.kernels.reference import linear as _linear
 from penstock.kernels.reference.plan import ReferencePlan
 
 

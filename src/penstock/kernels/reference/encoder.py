@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def layer_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, eps: float) ->
 def activate(x: np.ndarray, kind: PlainActivation) -> np.ndarray:
     """x [T, n] -> [T, n]."""
     if kind == "gelu":
-        share: np.ndarray = _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32)
+        share = np.asarray(_erf(x * np.float32(math.sqrt(0.5))), np.float32)
         share += np.float32(1.0)
         share *= x
         share *= np.float32(0.5)
@@ -41,7 +42,7 @@ def attend_texts(qkv: np.ndarray, offsets: np.ndarray, heads: int, scale: float)
     tokens, width = qkv.shape
     out = np.empty((tokens, heads, width // 3 // heads), np.float32)
     split = qkv.reshape(tokens, 3, heads, -1)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         q, k, v = split[first:last].transpose(1, 2, 0, 3)  # each [heads, n, D]
         scores = np.matmul(q, k.swapaxes(1, 2))
         scores *= np.float32(scale)

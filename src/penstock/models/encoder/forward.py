@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from penstock.kernels.encoder import EncoderProgram, TextBatch
@@ -32,7 +33,7 @@ class OpTableEncoder:
             x = x + (p.kind[0] if batch.kinds is None else ops.embed(p.kind, batch.kinds, 1.0))
         positions = [
             p.first_position + index
-            for first, last in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+            for first, last in pairwise(batch.offsets)
             for index in range(last - first)
         ]
         return ops.layer_norm(x + ops.embed(p.place, positions, 1.0), p.norm, p.norm_bias, p.eps)

@@ -47,7 +47,7 @@ def is_encoder(path: Path) -> bool:
 
 
 def inspect_encoder(path: Path) -> EncoderInfo:
-    """Read headers and configuration. ModelRefused, naming the path and the reason, for what can't be served."""
+    """Read headers and configuration. ModelRefused, naming path and reason, for what can't be served."""
     source = open_source(path)
     try:
         spec = bert.spec(Config(source.config))

@@ -1,7 +1,8 @@
-"""EncoderSpec: everything that must be known about an encoder, as data; the sibling of `models.spec.DecoderSpec`."""
+"""EncoderSpec: everything that must be known about an encoder, as data; see `models.spec.DecoderSpec`."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from msgspec import Struct
@@ -82,7 +83,5 @@ def layer_shapes(spec: EncoderSpec) -> list[LayerShapes]:
 
 def weight_bytes(spec: EncoderSpec) -> int:
     """Bytes of the weights, which are held as float32."""
-    from math import prod
-
     layers = sum(prod(shape) for layer in layer_shapes(spec) for shape in layer.shapes.values())
     return 4 * (layers + sum(prod(shape) for shape in model_tensors(spec).values()))
