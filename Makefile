@@ -20,7 +20,7 @@ INSTALLED := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.*
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make serve   install what serving needs and serve SmolLM2 on http://127.0.0.1:8000"
+	@echo "make serve   install what serving needs and serve SmolLM2 and MiniLM on http://127.0.0.1:8000"
 	@echo "make test    install the test dependencies and run all tests"
 	@echo "make coverage  branch coverage of engine, kv, decoding and call; fails under 90 %"
 	@echo "make lint    ruff, mypy, import-linter"
@@ -47,18 +47,22 @@ $(VENV)/.lint: $(INSTALLED) | $(BIN)/python
 	@$(PIP) install -c constraints.txt -e '.[lint]'
 	@touch $(VENV)/.base $@
 
+# The embedding model too, so that its first request need not wait for a download; without it chats still work.
 serve: $(VENV)/.base
+	-$(BIN)/penstock pull minilm
 	$(BIN)/penstock serve $(ARGS)
 
-# The model of the end-to-end tests is pulled first: two workers need not race for it.
+# The models of the end-to-end tests are pulled first: two workers need not race for them.
 test: $(VENV)/.test
 	$(BIN)/penstock pull smollm2
+	$(BIN)/penstock pull minilm
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 # The parts that must not rot unseen: branch coverage of 90 % or more, or it fails.
 COVERED := penstock.engine penstock.kv penstock.decoding penstock.call penstock.sampling_params
 coverage: $(VENV)/.test
 	$(BIN)/penstock pull smollm2
+	$(BIN)/penstock pull minilm
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not network and not nightly and not slow" \
 	    $(COVERED:%=--cov=%) --cov-branch --cov-report=term --cov-fail-under=90 \
 	    tests/engine tests/kv tests/decoding tests/engine_process tests/matrix tests/wire $(ARGS)

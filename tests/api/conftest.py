@@ -12,6 +12,7 @@ import pytest
 from penstock.api.app import App, create_app
 from penstock.api.server import serve_app
 from penstock.config import ServerSettings
+from penstock.gateway.service import EmbeddingService
 from support.scripted_service import ScriptedService
 
 
@@ -91,10 +92,10 @@ async def serve() -> AsyncIterator[Serve]:
     """`await serve(api_key=…)` starts a server; at the end none has a call or a task left."""
     running: list[Running] = []
 
-    async def start(**settings: Any) -> Running:
+    async def start(embeddings: EmbeddingService | None = None, **settings: Any) -> Running:
         service = ScriptedService()
         config = ServerSettings(**({"port": 0, "drain_s": 0} | settings))
-        app = create_app(service, config)
+        app = create_app(service, config, embeddings=embeddings)
         stop = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(serve_app(app, config, ready.set_result, stop=stop, signals=False))

@@ -42,15 +42,15 @@ class RerankResult(Struct):
     document: TextDocument | UnsetType = UNSET
 
 
-class ApiVersion(Struct):
+class ApiVersion(Struct, frozen=True):
     version: str = "2"
 
 
-class BilledUnits(Struct):
+class BilledUnits(Struct, frozen=True):
     search_units: int = 1
 
 
-class RerankMeta(Struct):
+class RerankMeta(Struct, frozen=True):
     api_version: ApiVersion = ApiVersion()
     billed_units: BilledUnits = BilledUnits()
 
