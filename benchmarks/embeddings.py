@@ -4,8 +4,8 @@
 
 PYTHON has sentence-transformers (`pip install sentence-transformers torch==2.13.0`); without it Penstock is
 measured alone. Each engine is a process that stays alive; they take turns set by set, in an order that
-rotates, and whoever is not asked is stopped. From texts to vectors: tokenizing counts. Both cut at 256 tokens,
-both get all texts of a set at once (sentence-transformers sorts them and computes 32 at a time, its default).
+rotates, and whoever is not asked is stopped. From texts to vectors: tokenizing counts. Both cut at 256 tokens
+and get all texts of a set at once (sentence-transformers sorts them and computes 32 at a time, its default).
 
 CPU seconds are those of the whole process, all threads: on a machine that others use too they say what wall
 time can't.
