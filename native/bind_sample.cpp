@@ -116,7 +116,7 @@ void bind_sample(nb::module_& m) {
       .def("sample", &sample, "logits"_a, "rows"_a, "slots"_a, "positions"_a, "tokens"_a, "masks"_a.none() = nb::none())
       .def("best", &best, "logits"_a, "rows"_a, "ids"_a)
       .def("logprobs", &logprobs, "logits"_a, "rows"_a, "tokens"_a, "ks"_a, "chosen"_a, "ids"_a, "values"_a, "sound"_a);
-  m.def("noise_bits", &noise_bits, "seed"_a, "position"_a);
+  m.def("noise_bits", &noise_bits, "seed"_a, "position"_a, "stream"_a = 0);
 }
 
 }  // namespace penstock

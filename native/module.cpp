@@ -193,7 +193,8 @@ class Engine {
 
   // Launches over a request table, for penstock.engine.native_runner. The arrays are the caller's to keep alive.
   std::unique_ptr<StepQueue> step_queue(SamplerTable* sampler, const Out<int32_t, 2>& tokens,
-                                        const std::vector<Out<int32_t, 2>>& tables, const Out<float, 2>& logits) {
+                                        const std::vector<Out<int32_t, 2>>& tables, const Out<float, 2>& logits,
+                                        std::vector<double> chances) {
     const size_t slots = tokens.shape(0);
     require(logits.shape(0) >= slots && int(logits.shape(1)) == executor_.program().vocab,
             "logits [slots or more, vocab] have another shape");
@@ -204,7 +205,7 @@ class Engine {
       memory.tables.push_back(table.data());
       memory.widths.push_back(int64_t(table.shape(1)));
     }
-    return std::make_unique<StepQueue>(&executor_, sampler, std::move(memory));
+    return std::make_unique<StepQueue>(&executor_, sampler, std::move(memory), SyntheticAcceptance{std::move(chances)});
   }
 
   void hidden(const Array<int32_t, 1>& rows, const Out<float, 2>& out) {
@@ -282,8 +283,9 @@ NB_MODULE(_native, m) {
       .def("forward", &Engine::forward, "tokens"_a, "starts"_a, "counts"_a, "tables"_a, "index"_a.none(), "rows"_a,
            "out"_a.none(), "best"_a.none())
       .def("choose_fine", &Engine::choose_fine, "tokens"_a, "starts"_a, "counts"_a, "tables"_a)
-      .def("step_queue", &Engine::step_queue, "sampler"_a, "tokens"_a, "tables"_a, "logits"_a, nb::keep_alive<0, 1>(),
-           nb::keep_alive<0, 2>(), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>(), nb::keep_alive<0, 5>())
+      .def("step_queue", &Engine::step_queue, "sampler"_a, "tokens"_a, "tables"_a, "logits"_a, "chances"_a,
+           nb::keep_alive<0, 1>(), nb::keep_alive<0, 2>(), nb::keep_alive<0, 3>(), nb::keep_alive<0, 4>(),
+           nb::keep_alive<0, 5>())
       .def("hidden", &Engine::hidden)
       .def("logits", &Engine::logits)
       .def("head", &Engine::head)

@@ -83,8 +83,9 @@ void Launch::fail(const std::string& message) {
 
 // ---------------------------------------------------------------- the queue
 
-StepQueue::StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory)
-    : executor_(executor), sampler_(sampler), memory_(std::move(memory)), slots_(size_t(memory_.slots)) {
+StepQueue::StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory, SyntheticAcceptance acceptance)
+    : executor_(executor), sampler_(sampler), memory_(std::move(memory)), acceptance_(std::move(acceptance)),
+      slots_(size_t(memory_.slots)) {
   require(sampler->slots() >= memory_.slots, "the sampler has fewer slots than the request table");
 }
 
@@ -102,6 +103,7 @@ void StepQueue::check(const LaunchPlan& plan) const {
     const int32_t drafted = plan.draft_counts.empty() ? 0 : plan.draft_counts[r];
     require(drafted >= 0 && drafted < plan.counts[r] && (drafted == 0 || plan.samples[r]),
             "a row with drafts but without the token before them");
+    require(!acceptance_.is_on() || size_t(drafted) <= acceptance_.chances.size(), "more drafts than have a chance");
     logits += plan.samples[r] ? 1 + drafted : 0;
     drafts += drafted;
   }
@@ -257,8 +259,12 @@ bool StepQueue::gather(const Launch& launch, int step, StepOutput& output) {
 void StepQueue::draw(const Launch& launch, StepOutput& output) {
   const int n = int(rows_.size());
   drawn_.resize(size_t(n));
-  sampler_->draw(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
-                 positions_.data(), drafts_.data(), n, drawn_.data());
+  if (acceptance_.is_on()) {
+    draw_by_chance();
+  } else {
+    sampler_->draw(memory_.logits, executor_->program().vocab, logit_rows_.data(), drawn_slots_.data(),
+                   positions_.data(), drafts_.data(), n, drawn_.data());
+  }
   for (size_t i = 0; i < size_t(n);) {
     const int32_t row = rows_[i];
     bool follows = true;
@@ -269,6 +275,30 @@ void StepQueue::draw(const Launch& launch, StepOutput& output) {
     }
   }
   if (!output.logprob_rows.empty()) add_logprobs(output, launch);
+}
+
+// Drafts that count by chance are taken as if drawn; of each row one token behind them is drawn.
+void StepQueue::draw_by_chance() {
+  std::vector<int32_t> places, logit_rows, slots, positions;
+  for (size_t first = 0, end; first < rows_.size(); first = end) {
+    for (end = first + 1; end < rows_.size() && rows_[end] == rows_[first];) ++end;
+    const int32_t slot = drawn_slots_[first];
+    const uint64_t seed = sampler_->params(slot).seed;
+    const size_t count = size_t(acceptance_.accepted(seed, uint32_t(positions_[first]), int(end - first) - 1));
+    for (size_t i = first; i < first + count; ++i) {
+      drawn_[i] = drafts_[i];
+      sampler_->record(slot, drafts_[i]);
+    }
+    const size_t behind = first + count;
+    drafts_[behind] = kNotDrawn;
+    places.push_back(int32_t(behind));
+    logit_rows.push_back(logit_rows_[behind]), slots.push_back(slot), positions.push_back(positions_[behind]);
+  }
+  const std::vector<int32_t> none(places.size(), kNotDrawn);
+  std::vector<int32_t> drawn(places.size());
+  sampler_->draw(memory_.logits, executor_->program().vocab, logit_rows.data(), slots.data(), positions.data(),
+                 none.data(), int(places.size()), drawn.data());
+  for (size_t i = 0; i < places.size(); ++i) drawn_[size_t(places[i])] = drawn[i];
 }
 
 // Token i of those drawn is what its request goes on with. False if it ends there.

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "core/acceptance.h"
 #include "core/executor.h"
 #include "core/sampler.h"
 
@@ -120,7 +121,8 @@ struct RequestMemory {
 
 class StepQueue {
  public:
-  StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory);
+  // acceptance: by which drafts count where it is on; else those count that are what is drawn.
+  StepQueue(Executor* executor, SamplerTable* sampler, RequestMemory memory, SyntheticAcceptance acceptance);
 
   // Throws std::invalid_argument for rows, slots or places that do not exist; nothing is launched then.
   std::shared_ptr<Launch> launch(LaunchPlan plan, bool attended, bool held);
@@ -138,12 +140,14 @@ class StepQueue {
   void check(const LaunchPlan& plan) const;
   bool gather(const Launch& launch, int step, StepOutput& output);
   void draw(const Launch& launch, StepOutput& output);
+  void draw_by_chance();
   bool keep(int32_t token, int32_t row, int32_t position, const Launch& launch, StepOutput& output);
   void add_logprobs(StepOutput& output, const Launch& launch);
 
   Executor* executor_;
   SamplerTable* sampler_;
   RequestMemory memory_;
+  SyntheticAcceptance acceptance_;
   std::vector<SlotState> slots_;
 
   std::mutex mutex_;

@@ -399,8 +399,8 @@ void Scratch::reserve(int vocab) {
   capacity_ = vocab;
 }
 
-uint64_t noise_bits(uint64_t seed, uint32_t position) {
-  uint32_t c[4] = {position, 0, 0, 0};
+uint64_t noise_bits(uint64_t seed, uint32_t position, uint32_t stream) {
+  uint32_t c[4] = {position, stream, 0, 0};
   uint32_t k[2] = {uint32_t(seed), uint32_t(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t left = uint64_t(c[0]) * 0xD2511F53u, right = uint64_t(c[2]) * 0xCD9E8D57u;

@@ -72,6 +72,7 @@ void best_of_row(const float* logits, int vocab, int k, int32_t* ids, Scratch& s
 bool row_is_sound(const float* logits, int vocab, Scratch& scratch);
 
 // A multiple of 2^-53 in [0, 1), as its 53 bits: Philox4x32-10 (Salmon et al., SC 2011) of (seed, position).
-uint64_t noise_bits(uint64_t seed, uint32_t position);
+// Uses of one position that must be independent of each other take different streams.
+uint64_t noise_bits(uint64_t seed, uint32_t position, uint32_t stream = 0);
 
 }  // namespace penstock

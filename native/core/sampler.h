@@ -23,6 +23,7 @@ class SamplerTable {
     params_.at(size_t(slot)) = params;
     rules_.at(size_t(slot)) = std::move(rules);
   }
+  const SampleParams& params(int slot) const { return params_.at(size_t(slot)); }
   // The slot's next token, drawn by `sample` or taken without a draw.
   void record(int slot, int32_t token) { rules_.at(size_t(slot)).record(token); }
 

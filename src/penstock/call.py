@@ -47,8 +47,12 @@ class ToolResultPart(Struct, frozen=True, tag="tool_result"):
 
 
 class ReasoningPart(Struct, frozen=True, tag="reasoning"):
+    """`signature` is set where somebody else wrote this: only they can check it. `redacted`: the text is
+    theirs too, encrypted in the signature."""
+
     text: str
     signature: str | None = None
+    redacted: bool = False
 
 
 Part = TextPart | ImagePart | ToolCallPart | ToolResultPart | ReasoningPart
@@ -67,11 +71,30 @@ class Message(Struct, frozen=True):
         return "".join(p.text for p in self.parts if isinstance(p, TextPart))
 
 
+class CustomFormat(Struct, frozen=True):
+    """What the input of a custom tool looks like: any text, or text of a grammar."""
+
+    syntax: Literal["text", "lark", "regex"] = "text"
+    definition: str = ""
+
+
+class ToolNamespace(Struct, frozen=True):
+    """A group of tools, as the Responses API has them for MCP servers."""
+
+    name: str
+    description: str = ""
+
+
 class ToolSpec(Struct, frozen=True):
+    """`name` is what the model writes, a namespace's prefix included. A tool with `custom` takes plain text:
+    the model writes it as the one argument `input`, which `parameters` describes."""
+
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
+    custom: CustomFormat | None = None
+    namespace: ToolNamespace | None = None
 
 
 class ResponseFormat(Struct, frozen=True):
@@ -93,6 +116,20 @@ class CachePolicy(Struct, frozen=True):
     store: bool = True
     salt: str = ""  # calls with different salts never share a block
     key: str | None = None  # affinity hint, not isolation
+    ttl_s: int | None = None  # how long the prompt is worth keeping, a hint; None: as long as there is room
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """Stored turns that a call goes on from, and whether it becomes one.
+
+    `items` are the call's own input as the Responses format writes it, which is how turns are stored.
+    `messages` of the call hold them alone until `penstock.gateway.sessions` has put the turns before them.
+    """
+
+    items: tuple[dict[str, Any], ...] = ()
+    previous_response_id: str | None = None
+    conversation: str | None = None
+    store: bool = True
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -109,6 +146,8 @@ class Call(Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str | None = None  # "none", "auto", "required" or a tool's name as "tool:NAME"
     parallel_tool_calls: bool | None = None
+    continue_final: bool = False  # the last message, an assistant's, is how the answer begins
+    fit_context: bool = False  # max_tokens beyond the context's end is cut there, not refused
     response_format: ResponseFormat | None = None
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     stream: bool = False
@@ -121,6 +160,7 @@ class Call(Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # seconds from arrival
     user: str | None = None
     metadata: dict[str, str] = {}
+    session: Session | None = None  # None: the call stands alone and is not stored
     extra: dict[str, Any] = {}
 
 
@@ -148,11 +188,16 @@ class TokenLogprob(Struct, frozen=True):
 
 
 class SpeculationUsage(Struct, frozen=True):
-    """Steps that verified drafts, the drafts, and how many were right. Each step gave one token more."""
+    """Steps that verified drafts, the drafts, and how many were right. Each step gave one token more.
+
+    synthetic: they counted by chance (`SpeculationSettings.synthetic_acceptance`), and the answer is not the
+    model's.
+    """
 
     steps: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    synthetic: bool = False
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -193,9 +238,13 @@ class TextDelta(Struct, frozen=True, tag="text"):
 
 
 class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    """`signature` and `redacted` as in ReasoningPart; with a signature a section of reasoning ends."""
+
     index: int
     text: str
     token_ids: tuple[int, ...] = ()
+    signature: str | None = None
+    redacted: bool = False
 
 
 class ToolCallDelta(Struct, frozen=True, tag="tool_call"):

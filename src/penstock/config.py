@@ -20,6 +20,8 @@ S = TypeVar("S", bound=Struct)
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+Index = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(ge=0, le=1)]
 
 
 FEATURE_METHODS = ("dflash", "eagle", "mtp")  # drafters that read the model's hidden states
@@ -30,17 +32,22 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who drafts tokens for the model to verify, and how many."""
 
     method: Annotated[
-        Literal["ngram", "suffix", "draft", "self", "dflash", "eagle", "mtp"],
+        Literal["ngram", "suffix", "draft", "self", "dflash", "eagle", "mtp", "synthetic"],
         Meta(
             description="ngram: what followed the last tokens before; suffix: also in answers of the tenant; "
-            "draft: a smaller model; self: the model's own first layers; "
-            "dflash, eagle (EAGLE-3), mtp: a network made for the model, which reads its hidden states"
+            "draft: a smaller model; self: some of the model's own layers; "
+            "dflash, eagle (EAGLE-3), mtp: a network made for the model, which reads its hidden states; "
+            "synthetic: arbitrary tokens, for load tests with synthetic_acceptance"
         ),
     ]
     k: Annotated[int, Meta(ge=1, le=32, description="drafts of a request in one step at most")] = 7
     adaptive: Annotated[
-        bool, Meta(description="fewer drafts, or none, where by the measured costs they do not pay")
-    ] = True
+        bool | None,
+        Meta(
+            description="fewer drafts, or none, where by the measured costs they do not pay; "
+            "None: unless acceptance is synthetic"
+        ),
+    ] = None
     model: Annotated[
         str | None,
         Meta(
@@ -60,10 +67,30 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(description="bytes of the drafter's own KV or context; None: a quarter of the engine's KV"),
     ] = None
     layers: Annotated[
-        PositiveInt | None, Meta(description="of method self: layers that draft; None: a third of all")
+        PositiveInt | tuple[Index, ...] | None,
+        Meta(
+            description="of method self: layers that draft. A number: the first ones; a list: these, counted "
+            "from 0 (`penstock tune self-draft` finds the best); None: the first third"
+        ),
+    ] = None
+
+    synthetic_acceptance: Annotated[
+        Rate | tuple[Rate, ...] | None,
+        Meta(
+            description="for load tests: drafts count by chance, and answers are not the model's. A number: "
+            "the chance of a draft where those before it count; a list: by place in the draft, the share of "
+            "steps in which the drafts up to it count"
+        ),
     ] = None
 
     def __post_init__(self) -> None:
+        self._check_acceptance()
+        if self.layers is not None and self.method != "self":
+            raise ConfigError(f"speculation.layers: of method self; method {self.method} takes none")
+        if isinstance(self.layers, tuple) and list(self.layers) != sorted({*self.layers} or {-1}):
+            raise ConfigError(
+                f"speculation.layers: {list(self.layers)}; name one layer or more, ascending, each once"
+            )
         if (self.method in LOADED_METHODS) != (self.model is not None):
             raise ConfigError(
                 f"speculation.model: {self.model}; methods {', '.join(LOADED_METHODS)} need one, the others "
@@ -75,6 +102,37 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"speculation: backend {self.backend}, weights {self.weights}, threads {self.threads}; "
                 f"method {self.method} runs on the reference ops in float32, leave them out"
             )
+
+    def _check_acceptance(self) -> None:
+        rates = self.synthetic_acceptance
+        if rates is None:
+            if self.method == "synthetic":
+                raise ConfigError(
+                    "speculation.synthetic_acceptance: method synthetic proposes arbitrary tokens; say how "
+                    "likely each shall count, such as 0.7"
+                )
+            return
+        if self.adaptive:
+            raise ConfigError(
+                "speculation.adaptive: true; what drafts are worth can't be learned where their acceptance "
+                "is synthetic, leave it out"
+            )
+        if isinstance(rates, tuple):
+            if len(rates) != self.k:
+                raise ConfigError(
+                    f"speculation.synthetic_acceptance: {len(rates)} rates for k = {self.k} drafts; give one "
+                    "for each"
+                )
+            for place, (rate, before) in enumerate(zip(rates[1:], rates, strict=False), start=2):
+                if rate > before:
+                    raise ConfigError(
+                        f"speculation.synthetic_acceptance: {rate} in place {place} is above {before} before "
+                        "it; a draft counts only where those before it do, so the rates can't rise"
+                    )
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.synthetic_acceptance is None if self.adaptive is None else self.adaptive
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +244,13 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     embedding_queue: Annotated[
         int, Meta(ge=1, description="texts waiting to be embedded at most, per model; beyond it 429")
     ] = 16384
+    database_url: Annotated[
+        str | None,
+        Meta(
+            description="stored responses and conversations: sqlite:///FILE or postgresql://USER@HOST/NAME; "
+            "None: SQLite in the data folder"
+        ),
+    ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )
@@ -206,6 +271,11 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["debug", "info", "warning", "error"], Meta(description="of penstock's own log")
     ] = "info"
 
+    def __post_init__(self) -> None:
+        scheme = (self.database_url or "sqlite:").partition(":")[0]
+        if scheme not in ("sqlite", "postgresql"):
+            raise ConfigError(f"database_url: {scheme!r}; use sqlite:///FILE or postgresql://USER@HOST/NAME")
+
 
 def build(cls: type[S], **values: Any) -> S:
     """Make a settings record from keyword arguments, None meaning "left alone" only where None is legal.
@@ -225,7 +295,10 @@ def build(cls: type[S], **values: Any) -> S:
 
 
 def describe(cls: type[Struct]) -> list[tuple[str, str, Any, str]]:
-    """(name, type, default, description) per field: the source of flags and of docs/settings.md."""
+    """(name, type, default, description) per field: the source of flags and of docs/settings.md.
+
+    The default of a field that must be given is None.
+    """
     hints = get_type_hints(cls, include_extras=True)
     rows = []
     for info in msgspec.structs.fields(cls):
@@ -233,7 +306,7 @@ def describe(cls: type[Struct]) -> list[tuple[str, str, Any, str]]:
         meta = next(m for m in hint.__metadata__ if isinstance(m, Meta))
         default = info.default
         if default is msgspec.NODEFAULT:
-            default = info.default_factory()
+            default = None if info.required else info.default_factory()
         kind = hint.__origin__
         rows.append((info.name, _type_name(kind), default, meta.description or ""))
     return rows

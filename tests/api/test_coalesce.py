@@ -13,6 +13,7 @@ from penstock.api.coalesce import Backlog
 from penstock.api.errors import ClientGone, SlowReader
 from penstock.call import Event, Finish, TextDelta
 from penstock.wire.fold import Fold
+from support import anthropic_strategies
 from support.wire_strategies import stream
 
 
@@ -37,6 +38,23 @@ class Source:
 
 
 def nothing(*_: object) -> None: ...
+
+
+@given(anthropic_strategies.stream(), st.integers(1, 5))
+async def test_merging_keeps_where_sections_end(events, at_once):
+    """Red if a signature, a redacted section or the order of sections is lost for a slow reader."""
+    taken: list[Event] = []
+    async with Backlog(Source(events)(), nothing, nothing) as backlog:
+        while (batch := await backlog.take()) is not None:
+            taken += batch
+            for _ in range(at_once):
+                await asyncio.sleep(0)
+
+    def sections(found: list[Event]) -> list:
+        (choice,) = Fold(found).choices()
+        return [(run.kind, run.text, run.call_index, run.signature, run.redacted) for run in choice.runs]
+
+    assert sections(taken) == sections(events)
 
 
 @given(stream("chat"), st.lists(st.integers(0, 5), max_size=40))

@@ -16,7 +16,7 @@ def test_quality_of_the_reference_is_perfect(penstock: Penstock, tiny: Path, tmp
     """Red if the verb compares other models than it says, or its report lacks what identifies the run."""
     report = tmp_path / "out" / "quality.json"
     result = penstock(
-        "bench", "quality", "--model", tiny, "--backend", "reference", "--passages", 3, "--json", report
+        "bench", "quality", "--model", tiny, "--backend", "reference", "--passages", 3, "--report", report
     )
     assert result.returncode == 0, result.stderr
     assert "mean KL                 0.000000 nats" in result.stdout

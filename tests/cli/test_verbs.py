@@ -14,27 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from support.batch_input import batch_input
+
 Penstock = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def batch_input(path: Path, count: int, max_tokens: int = 4) -> Path:
-    lines = [
-        {
-            "custom_id": f"id-{i}",
-            "method": "POST",
-            "url": "/v1/completions" if i % 2 else "/v1/chat/completions",
-            "body": {
-                "model": "any",
-                "max_tokens": max_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                **({"prompt": f"no {i}"} if i % 2 else {"messages": [{"role": "user", "content": f"{i}"}]}),
-            },
-        }
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -52,7 +34,7 @@ def batch_input(path: Path, count: int, max_tokens: int = 4) -> Path:
         (["models", "rm", "nosuchmodel"], 2, "no such model"),
         (["batch", "missing.jsonl", "out.jsonl"], 1, "missing.jsonl"),
         (["bench", "offline", "--trace", "x.txt"], 2, "neither .csv"),
-        (["bench", "serve", "--url", "http://127.0.0.1:9"], 1, "is the server running?"),
+        (["bench", "serve", "--url", "http://127.0.0.1:9"], 3, "is the server running?"),
     ],
 )
 def test_expected_failures_are_one_line(
@@ -82,7 +64,10 @@ def test_a_damaged_model_is_refused_with_the_reason(penstock: Penstock, tmp_path
 def test_every_verb_has_help(penstock: Penstock) -> None:
     """Red if a verb is unregistered or its help fails to render."""
     top = penstock("--help").stdout
-    for verb in ("serve", "engine", "pull", "run", "chat", "batch", "bench", "doctor", "models"):
+    for verb in (
+        *("serve", "engine", "pull", "list", "show", "ps", "stop", "cp", "rm", "run", "chat", "batch"),
+        *("bench", "doctor", "models", "launch", "settings"),
+    ):
         assert re.search(rf"\b{verb}\b", top)
         assert penstock(verb, "--help").returncode == 0
     assert "--token-budget" in penstock("serve", "--help").stdout
@@ -218,7 +203,7 @@ def test_doctor_tells_what_is_broken(penstock: Penstock, tiny: Path) -> None:
 def test_bench_offline_writes_a_report(penstock: Penstock, tiny: Path, tmp_path: Path) -> None:
     """Red if the report loses the machine, the workload or the counts that make its numbers readable."""
     flags = ("--num-requests", "3", "--input-len", "20", "--output-len", "5", "--kv-bytes", "64M")
-    result = penstock("bench", "offline", tiny, *flags, "--ttft-ms", "60000", "--output", "r.json")
+    result = penstock("bench", "offline", tiny, *flags, "--ttft-ms", "60000", "--report", "r.json")
     assert result.returncode == 0, result.stderr
     assert "3 of 3 requests" in result.stdout
     assert "TTFT (ms)" in result.stdout

@@ -99,10 +99,37 @@ def test_what_a_request_holds_is_not_compiled_again(backend: _Backend) -> None:
 
 def test_what_takes_too_long_is_refused_but_not_for_ever(backend: _Backend) -> None:
     """Red if a request waits without end, or a busy moment makes a schema unusable."""
-    store = _store(backend, patience_s=0.01)
+    store = _store(backend, wait_s=0.01)
     backend.go.clear()
     with pytest.raises(InvalidRequest, match="longer than"):
         store.compile(_spec("a")).result(60)
     backend.go.set()
-    store._patience_s = 60.0
+    store._wait_s = 60.0
     assert isinstance(store.compiled(_spec("a")), _Compiled)
+
+
+def test_a_busy_machine_refuses_no_simple_grammar(backend: _Backend) -> None:
+    """Red if the clock goes on while the compiling thread is kept from the processor."""
+    store = _store(backend, compile_s=0.2)
+    backend.go.clear()
+    future = store.compile(_spec("a"))
+    with pytest.raises(TimeoutError):
+        future.result(1.0)
+    backend.go.set()
+    assert isinstance(future.result(60), _Compiled)
+
+
+def test_a_grammar_that_keeps_the_processor_busy_is_given_up() -> None:
+    """Red if one schema can occupy a compiling thread, and its request, for as long as the clock allows."""
+    stop = threading.Event()
+
+    class Endless(_Backend):
+        def compile(self, spec: GrammarSpec) -> Any:
+            while not stop.is_set():
+                pass
+            return _Compiled()
+
+    store = _store(Endless(), compile_s=0.05, wait_s=60.0)
+    with pytest.raises(InvalidRequest, match="longer than"):
+        store.compile(_spec("a")).result(30)
+    stop.set()

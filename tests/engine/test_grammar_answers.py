@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,24 @@ def test_an_aborted_request_whose_grammar_compiles_is_forgotten(
     engine.run()
     assert "gone" not in engine.answers
     assert not engine.core._requests
+
+
+def test_an_engine_whose_requests_all_wait_for_a_grammar_has_nothing_to_do(
+    engine_of: Callable[..., TokenEngine], tokenizer: Tokenizer
+) -> None:
+    """Red if siblings of a request that is not ready keep the loop turning: it takes the interpreter from
+    the thread that compiles."""
+    engine = engine_of()
+    grammars = engine.core._preparing._grammars
+    assert grammars is not None
+    go, compile_now = threading.Event(), grammars._backend.compile
+    grammars._backend.compile = lambda spec: compile_now(spec) if go.wait(60) else None  # type: ignore
+    form = _sampling(tokenizer, spec_of_choices(["Rome", "Oslo"], "choice"))
+    engine.submit("a", _prompt(tokenizer), form)
+    engine.submit("b", _prompt(tokenizer), form, leader="a")
+    engine.core.step()
+    assert not engine.core.has_work
+    go.set()
+    engine.run()
+    assert engine.answers["a"].tokens == engine.answers["b"].tokens
+    assert engine.answers["b"].finish == "stop"

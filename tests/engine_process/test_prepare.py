@@ -86,6 +86,41 @@ def test_end_of_sequence_ids_stop_unless_ignored(folder: Path) -> None:
     assert ignoring[0].submits[0].sampling.stop_token_ids == (7,)
 
 
+def test_max_tokens_fits_the_context_where_the_api_has_it_so(folder: Path) -> None:
+    """Red if an API whose clients ask for more than a context has gets a 400, or others get less unasked."""
+    params = SamplingParams(max_tokens=1000)
+    call = completion((1,) * 60, sampling=params, fit_context=True)
+    prompt = preparer(folder, max_context=100).prepare(call, "k")[0]
+    assert prompt.submits[0].sampling.max_tokens == 40
+    with pytest.raises(ContextOverflow):
+        preparer(folder, max_context=100).prepare(completion((1,) * 60, sampling=params), "k")
+    with pytest.raises(ContextOverflow):
+        preparer(folder, max_context=60).prepare(call, "k")
+
+
+def test_a_begun_answer_is_refused(folder: Path) -> None:
+    """Red if the beginning of an answer is rendered as a finished turn."""
+    call = Call(kind="chat", model="tiny", messages=user("x"), continue_final=True)
+    with pytest.raises(InvalidRequest, match="prefill"):
+        preparer(folder).prepare(call, "k")
+
+
+def test_a_count_is_that_of_the_prompt(folder: Path) -> None:
+    """Red if counting renders a conversation otherwise than answering it: other arguments, or a nonce."""
+    settings = msgspec.json.decode((folder / "tokenizer_config.json").read_bytes())
+    settings["chat_template"] = (
+        CHAT_TEMPLATE + "{% if enable_thinking is false %}no thinking at all{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(settings))
+    system = Message("system", (TextPart("x-anthropic-billing-header: cch=1;"), TextPart("be brief")))
+    messages, made = (system, *user("x")), preparer(folder)
+    for args in ({}, {"enable_thinking": False}):
+        call = Call(kind="chat", model="tiny", messages=messages, template_args=args)
+        assert made.chat_tokens(messages, (), True, args) == made.prepare(call, "k")[0].tokens
+    assert made.chat_tokens(messages) == made.chat_tokens((Message("system", system.parts[1:]), *user("x")))
+    assert made.chat_tokens(messages) != made.chat_tokens(messages, (), True, {"enable_thinking": False})
+
+
 def test_max_tokens_defaults_to_the_rest_of_the_context(folder: Path) -> None:
     """Red if an open-ended call is cut early or asks for more than fits."""
     prompt = preparer(folder, max_context=100).prepare(completion((1,) * 60), "k")[0]

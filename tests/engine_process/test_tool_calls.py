@@ -160,3 +160,10 @@ def test_a_form_without_calls_says_so() -> None:
     """Red if a model that has no form of calls is forced into one it has never seen."""
     with pytest.raises(InvalidRequest, match="plain"):
         forced_calls(FORMATS["plain"], (WEATHER,), "required", True, Specials())
+
+
+def test_a_forced_call_can_not_be_told_how_long_to_be(llm: LLM) -> None:
+    """Red if an answer goes on behind its call, with anything, to reach `min_tokens`."""
+    params = SamplingParams(max_tokens=80, min_tokens=60, temperature=0)
+    with pytest.raises(InvalidRequest, match=r"^min_tokens: tool_choice 'required'"):
+        _ask(llm, (WEATHER,), "required", params=params)

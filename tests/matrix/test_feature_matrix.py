@@ -2,8 +2,9 @@
 
 The plain oracle runs each request alone, at depth 0, step by step, without cache, in one chunk. Each
 feature below changes settings, sampling or the surroundings of the same requests; tokens must not change
-and every slot and block must come back. `python tests/matrix/test_feature_matrix.py` prints the table that
-docs/feature-matrix.md holds.
+and every slot and block must come back. The backends are features too: what they compute in float32 must be
+what the reference backend does plainly; without one the oracle is the engine's own default.
+`python tests/matrix/test_feature_matrix.py` prints the table that docs/feature-matrix.md holds.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from tiny_models import make_tiny
 from token_engine import Answer, TokenEngine, same_logprobs
 
+from penstock.call import ToolSpec
 from penstock.decoding.drafting.ngram import NgramDrafter
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
+from penstock.engine.tools.grammar import forced_calls
+from penstock.engine.tools.lark import Specials
+from penstock.text.output.choose import FORMATS
 
 MODELS = {
     "full attention": "llama",
@@ -42,21 +47,43 @@ MAX_CONTEXT = 64
 PLAIN: dict[str, Any] = {"async_depth": 0, "window": 1, "prefix_cache": False, "token_budget": 512}
 THINKING_BUDGET, THINKING_END = 3, (250, 251)
 LOGPROB_TOLERANCE = 1e-4  # float32, other batch shapes
+POOL_BYTES = 2**22
+# Its last string outlives every answer here: when answers end is for other features to say.
+TOOL = ToolSpec(
+    "f",
+    None,
+    {
+        "type": "object",
+        "properties": {
+            "q": {"type": "string", "minLength": 4, "maxLength": 4},
+            "r": {"type": "string", "minLength": 400},
+        },
+        "required": ["q", "r"],
+    },
+    strict=True,
+)
 
 
 class Setup(msgspec.Struct):
     """What a feature may change. `settings` are the engine's, `rounds` how often the requests run."""
 
-    path: Path
-    settings: dict[str, Any]
-    sampling: dict[str, Any]
-    fields: dict[str, Any]
-    block_bytes: int
-    blocks_for: Callable[[int, int], int]
+    path: Path = Path()
+    settings: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    exact: bool = False  # the oracle is the reference backend
+    tight: bool = False  # the pool is too small for all requests
     rounds: int = 1
     windows: int = 0  # steps that were part of one
     siblings: int = 1
     neighbours: bool = False
+
+
+class Oracle(NamedTuple):
+    """Which plain answers are wanted."""
+
+    sampling: tuple[tuple[str, Any], ...]
+    exact: bool  # those of the reference backend
 
 
 def _depth(setup: Setup) -> None:
@@ -77,7 +104,7 @@ def _chunks(setup: Setup) -> None:
 
 
 def _preemption(setup: Setup) -> None:
-    setup.settings["kv_bytes"] = (setup.blocks_for(MAX_CONTEXT, 512) + 6) * setup.block_bytes
+    setup.tight = True
 
 
 def _siblings(setup: Setup) -> None:
@@ -120,6 +147,12 @@ def _grammar(setup: Setup) -> None:
     setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){400}"))
 
 
+def _tools(setup: Setup) -> None:
+    # The form with the fewest forced tokens before the first free one.
+    form = forced_calls(FORMATS["pythonic"], (TOOL,), "required", True, Specials())
+    setup.sampling.update(grammar=form)
+
+
 def _thinking(setup: Setup) -> None:
     # Every prompt ends inside a section; later ones may begin at many tokens. The end is of two.
     starts = tuple((token,) for token in range(2, 320, 11))
@@ -160,14 +193,28 @@ def _draft_network(method: str) -> Callable[[Setup], None]:
     return draft
 
 
+def _backend(name: str, **settings: Any) -> Callable[[Setup], None]:
+    def choose(setup: Setup) -> None:
+        setup.settings.update(backend=name, **settings)
+        setup.exact = True
+
+    return choose
+
+
 DRAFTERS: dict[str, Callable[[Setup], None]] = {
     "n-gram drafts": _drafts(method="ngram"),
     "suffix drafts": _drafts(method="suffix"),
     "draft model": _draft_model,
-    "self-drafting": _drafts(method="self"),
+    "self-drafting": _drafts(method="self", layers=[0, 2]),
     "DFlash": _draft_network("dflash"),
     "EAGLE": _draft_network("eagle"),
 }
+
+BACKENDS: dict[str, Callable[[Setup], None]] = {
+    "reference backend": _backend("reference"),
+    "native backend, float32": _backend("cpu", weights="float32"),
+}
+FORMS: dict[str, Callable[[Setup], None]] = {"grammar": _grammar, "tools": _tools}
 
 FEATURES: dict[str, Callable[[Setup], None]] = {
     "async depth 1": _depth,
@@ -181,11 +228,18 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "prompt logprobs": _prompt_logprobs,
     "seeded sampling, penalties": _sampling,
     "stop ids, min tokens": _stops,
-    "grammar": _grammar,
+    **FORMS,
     "thinking budget": _thinking,
     **DRAFTERS,
     "tenants, priorities": _tenants,
     "cancelled neighbours": _neighbours,
+    **BACKENDS,
+}
+# Of each of these a request or an engine has one.
+ONE_OF = {
+    "one drafter at a time": DRAFTERS.keys(),
+    "one form of an answer": FORMS.keys(),
+    "one backend at a time": BACKENDS.keys(),
 }
 
 
@@ -195,38 +249,54 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def plain(models: Callable[[str], Path]) -> Callable[[str, tuple[tuple[str, Any], ...]], list[Answer]]:
-    """(model, sampling) -> the oracle's answers, computed once."""
+def plain(models: Callable[[str], Path]) -> Callable[[str, Oracle], list[Answer]]:
+    """The oracle's answers, computed once."""
 
     @cache
-    def answers(arch: str, sampling: tuple[tuple[str, Any], ...]) -> list[Answer]:
-        settings = {**PLAIN, "kv_bytes": 2**22}
-        with TokenEngine(models(arch), block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
-            return [engine.alone(prompt, _sampling_of(i, dict(sampling))) for i, prompt in enumerate(PROMPTS)]
+    def answers(arch: str, oracle: Oracle) -> list[Answer]:
+        return plain_answers(models(arch), oracle, POOL_BYTES)
 
     return answers
 
 
+def plain_answers(path: Path, oracle: Oracle, kv_bytes: int) -> list[Answer]:
+    settings = {**PLAIN, "kv_bytes": kv_bytes, "backend": "reference" if oracle.exact else "auto"}
+    with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
+        return [
+            engine.alone(prompt, _sampling_of(i, dict(oracle.sampling))) for i, prompt in enumerate(PROMPTS)
+        ]
+
+
 @cache
-def _block_shape(path: Path) -> tuple[int, Callable[[int, int], int]]:
-    with TokenEngine(path, block_size=4, kv_bytes=2**22, max_context=MAX_CONTEXT) as engine:
+def _tight_bytes(path: Path, exact: bool) -> int:
+    """Of a pool that holds the longest request and little more."""
+    weights = "float32" if exact else "file"  # which decides the precision of the KV
+    with TokenEngine(
+        path, block_size=4, kv_bytes=POOL_BYTES, max_context=MAX_CONTEXT, weights=weights
+    ) as engine:
         layout = engine.core.kv.layout
-        return layout.block_bytes, layout.blocks_for
+        return (layout.blocks_for(MAX_CONTEXT, 512) + 6) * layout.block_bytes
 
 
 def _sampling_of(i: int, changes: dict[str, Any]) -> TokenSampling:
     return TokenSampling(**{"max_tokens": NEW_TOKENS, "seed": 1000 + i, "temperature": 0.0, **changes})
 
 
-def run_features(path: Path, names: tuple[str, ...]) -> tuple[Setup, list[list[Answer]], TokenEngine]:
-    """Run the prompts with the named features on. Answers per round."""
-    block_bytes, blocks_for = _block_shape(path)
-    settings = {**PLAIN, "kv_bytes": 2**22}
-    setup = Setup(path, settings, {}, {}, block_bytes, blocks_for)
+def _setup(path: Path, names: tuple[str, ...]) -> Setup:
+    setup = Setup(path)
     for name in names:
         FEATURES[name](setup)
+    return setup
+
+
+def run_features(path: Path, names: tuple[str, ...]) -> tuple[Setup, list[list[Answer]], TokenEngine]:
+    """Run the prompts with the named features on. Answers per round."""
+    setup = _setup(path, names)
+    settings = {**PLAIN, "kv_bytes": POOL_BYTES, **setup.settings}
+    if setup.tight:
+        settings["kv_bytes"] = _tight_bytes(path, setup.exact)
     rounds = []
-    with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, max_running=8, **setup.settings) as engine:
+    with TokenEngine(path, block_size=4, max_context=MAX_CONTEXT, max_running=8, **settings) as engine:
         if "n-gram drafts" in names:
             # A random model seldom repeats two tokens.
             engine.core.scheduler.drafts._drafter = NgramDrafter(shortest=1)
@@ -275,7 +345,9 @@ def check_features(path: Path, names: tuple[str, ...], want: list[Answer]) -> No
                 same_logprobs(got.logprobs, plain_answer.logprobs, LOGPROB_TOLERANCE)
             if "prompt_logprobs" in setup.sampling:
                 same_logprobs(got.prompt_logprobs, plain_answer.prompt_logprobs, LOGPROB_TOLERANCE)
-    _check_that_it_happened(names, setup, rounds, engine)
+    # What two features do may leave a third one nothing to do; pairs show that each happens beside each.
+    if len(names) != 3:
+        _check_that_it_happened(names, setup, rounds, engine)
 
 
 def _check_that_it_happened(
@@ -286,7 +358,8 @@ def _check_that_it_happened(
     if "preemption" in names and full_attention and "stop ids, min tokens" not in names:
         assert engine.core.scheduler.preemptions > 0
     # Someone always waits where all can't run at once, and penalties are the host's work.
-    by_host = {"preemption", "seeded sampling, penalties", "grammar", "thinking budget", *DRAFTERS}
+    by_host = {"preemption", "seeded sampling, penalties", "thinking budget", *FORMS, *DRAFTERS}
+    by_host.add("reference backend")  # no window device
     if "thinking budget" in names:
         longest = THINKING_BUDGET + len(THINKING_END)
         for answer in itertools.chain(*rounds):
@@ -305,19 +378,19 @@ def _check_that_it_happened(
 
 
 def _groups(size: int) -> list[tuple[str, ...]]:
-    """All groups of so many features, of which one at most drafts."""
+    """All groups of so many features that go together."""
     groups = itertools.combinations(FEATURES, size)
-    return [names for names in groups if len(DRAFTERS.keys() & set(names)) < 2]
+    return [names for names in groups if all(len(one & set(names)) < 2 for one in ONE_OF.values())]
 
 
+# What is left out where all features are on at once: of each kind one is enough.
+OTHERS = (DRAFTERS.keys() - {"suffix drafts"}) | (FORMS.keys() - {"grammar"}) | BACKENDS.keys()
 PAIRS = [*_groups(1), *_groups(2)]
 
 
-def _oracle_key(names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    setup = Setup(Path(), {}, {}, {}, 1, lambda tokens, chunk: tokens)
-    for name in names:
-        FEATURES[name](setup)
-    return tuple(sorted(setup.sampling.items()))
+def _oracle(names: tuple[str, ...]) -> Oracle:
+    setup = _setup(Path(), names)
+    return Oracle(tuple(sorted(setup.sampling.items())), setup.exact)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -325,7 +398,7 @@ def _oracle_key(names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
 def test_features_together_give_the_plain_tokens(model, names, models, plain):
     """Red if two features disturb each other's tokens, log-probabilities or resources."""
     arch = MODELS[model]
-    check_features(models(arch), names, plain(arch, _oracle_key(names)))
+    check_features(models(arch), names, plain(arch, _oracle(names)))
 
 
 @pytest.mark.nightly
@@ -334,24 +407,21 @@ def test_features_together_give_the_plain_tokens(model, names, models, plain):
 def test_three_features_together_give_the_plain_tokens(model, names, models, plain):
     """Red if it takes three features to disturb each other."""
     arch = MODELS[model]
-    check_features(models(arch), names, plain(arch, _oracle_key(names)))
+    check_features(models(arch), names, plain(arch, _oracle(names)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
-        tuple(name for name in FEATURES if name not in DRAFTERS or name == "suffix drafts"),
+        tuple(name for name in FEATURES if name not in OTHERS),
+        ("tools", "thinking budget", "async depth 1", "prefix cache", "preemption", "n-gram drafts"),
         ("async depth 1", "prefix cache", "chunked prefill", "preemption"),
     ],
 )
 def test_the_real_model_agrees_with_all_features_on(names, smollm2_path):
     """Red if what holds for tiny models does not hold for a real one."""
-    settings = {**PLAIN, "kv_bytes": 2**24}
-    key = dict(_oracle_key(names))
-    with TokenEngine(smollm2_path, block_size=4, max_context=MAX_CONTEXT, **settings) as engine:
-        want = [engine.alone(prompt, _sampling_of(i, key)) for i, prompt in enumerate(PROMPTS)]
-    check_features(smollm2_path, names, want)
+    check_features(smollm2_path, names, plain_answers(smollm2_path, _oracle(names), 2**24))
 
 
 def table() -> str:
@@ -366,7 +436,7 @@ def table() -> str:
 def _pair(name: str, other: str) -> str:
     if name == other:
         return "—"
-    return "one drafter at a time" if {name, other} <= DRAFTERS.keys() else "yes"
+    return next((why for why, one in ONE_OF.items() if {name, other} <= one), "yes")
 
 
 def test_the_documented_table_is_the_tested_one():

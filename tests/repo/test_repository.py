@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from penstock.cli.settings_page import page
-from penstock.config import EngineSettings, ServerSettings, describe
+from penstock.config import EngineSettings, ServerSettings, SpeculationSettings, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "penstock"
@@ -46,7 +46,7 @@ def test_settings_page_is_current() -> None:
     )
 
 
-@pytest.mark.parametrize("record", [EngineSettings, ServerSettings])
+@pytest.mark.parametrize("record", [EngineSettings, SpeculationSettings, ServerSettings])
 def test_every_setting_says_what_it_is(record: type) -> None:
     """Red if a setting has no description: it would show as an empty help text."""
     assert [name for name, _, _, description in describe(record) if not description] == []

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from penstock.call import (
     Call,
@@ -108,7 +109,7 @@ class ScriptedService:
     async def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]:
         if call.model not in {card.id for card in self.models()}:
             raise NotFound(f"model: {call.model!r} is not served here", param="model", code="model_not_found")
-        check_supported(call)  # it stands for the local engine
+        self.check(call)
         self.calls.append(call)
         await self._count("open")
         await self._count("started")
@@ -123,6 +124,10 @@ class ScriptedService:
         finally:
             # Under its own task: this one may be being cancelled.
             asyncio.get_running_loop().create_task(self._count("open", -1))
+
+    def check(self, call: Call) -> None:
+        """It stands for the local engine."""
+        check_supported(call)
 
     async def _answer(self, call: Call) -> AsyncIterator[Event]:
         text = call.messages[-1].text if call.kind == "chat" else ""
@@ -212,6 +217,7 @@ class ScriptedService:
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]:
         tokens = [token_of(word) for message in messages for word in words_of(message.text)]
         return [*tokens, *([2] if add_generation_prompt else [])]

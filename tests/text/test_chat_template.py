@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from penstock.call import ImagePart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, ToolSpec
 from penstock.errors import InvalidRequest
+from penstock.text.nonces import without_nonces
 from penstock.text.template import CHATML, ChatTemplate
+from penstock.text.template_messages import message_dicts
 from penstock.text.tokenizer import Tokenizer
 
 LLAMA3_STYLE = """{{- bos_token }}
@@ -269,6 +271,58 @@ def test_reasoning_is_seen_under_both_names() -> None:
     """Red if templates in gpt-oss' manner (`thinking`) lose the reasoning of earlier turns."""
     template = ChatTemplate("{{ messages[0].thinking }}/{{ messages[0].reasoning_content }}")
     assert template.render([Message("assistant", (ReasoningPart("hm"), TextPart("x")))]) == "hm/hm"
+
+
+def test_reasoning_of_another_server_is_left_out() -> None:
+    """Red if what this server can't check, or can't read, is put into the prompt as the model's own thought."""
+    parts = (ReasoningPart("theirs", "sig"), ReasoningPart("", "encrypted", True), ReasoningPart("ours"))
+    (found,) = message_dicts([Message("assistant", (*parts, TextPart("x")))], "")
+    assert (found["reasoning_content"], found["content"]) == ("ours", "x")
+
+
+@given(st.permutations(["a", "b", "c", "unasked"]))
+def test_results_stand_in_the_order_of_their_calls(sent: list[str]) -> None:
+    """Red if a template that shows no ids lets the model take one tool's result for another's."""
+    calls = Message("assistant", tuple(ToolCallPart(name, f"f{name}", "{}") for name in "abc"))
+    results = [Message("tool", (ToolResultPart(name, (TextPart(name),)),)) for name in sent]
+    again = [Message("tool", (ToolResultPart("z", (TextPart("z"),)),))]
+    messages = [text("user", "q"), calls, *results, text("user", "r"), *again]
+    found = [m["content"] for m in message_dicts(messages, "") if m["role"] == "tool"]
+    assert found == ["a", "b", "c", "unasked", "z"]
+
+
+def test_a_strict_template_gets_turns_that_alternate() -> None:
+    """Red if an agent's later system message, or two messages of a user, break a model of the strict kind."""
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first or not loop.first and "
+        "m.role == messages[loop.index0 - 1].role %}{{ raise_exception('no ' + m.role) }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    lax = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    messages = [text("system", "s"), text("user", "a"), text("system", "t"), text("user", "b")]
+    assert ChatTemplate(strict).render(messages) == "[system]s[user]a\n\nt\n\nb"
+    assert ChatTemplate(lax).render(messages) == "[system]s[user]a[system]t[user]b"
+    with pytest.raises(InvalidRequest, match="no assistant"):
+        ChatTemplate(strict).render([text("assistant", "a"), text("assistant", "b")])
+
+
+@pytest.mark.parametrize(
+    "parts,expected",
+    [
+        (("x-anthropic-billing-header: cc_version=2; cch=1;", "You"), ("You",)),
+        (("x-anthropic-billing-header: cch=1;\nYou are",), ("You are",)),
+        (("You", "x-anthropic-billing-header: cch=1;"), ("You", "x-anthropic-billing-header: cch=1;")),
+        (("x-anthropic-billing-header: cch=1;",), None),
+    ],
+)
+def test_a_billing_header_is_no_part_of_the_prompt(
+    parts: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    """Red if a nonce at the head of a system prompt stays in, or anything else goes with it."""
+    system, user = Message("system", tuple(map(TextPart, parts))), text("user", parts[0])
+    found = list(without_nonces([system, user]))
+    kept = [] if expected is None else [Message("system", tuple(map(TextPart, expected)))]
+    assert found == [*kept, user]
 
 
 def test_developer_is_system_unless_the_template_knows_it() -> None:

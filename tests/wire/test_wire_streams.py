@@ -201,8 +201,9 @@ def test_usage_details():
 
 
 def test_speculation_in_usage():
-    """Red if right and wrong drafts are not reported where the SDK looks for them, and in our own field."""
-    done = Done(Usage(10, 9, speculation=SpeculationUsage(4, 8, 5)))
+    """Red if right and wrong drafts are not reported where the SDK looks for them, and in our own field; or
+    if an answer that is not the model's does not say so."""
+    done = Done(Usage(10, 9, speculation=SpeculationUsage(4, 8, 5, synthetic=True)))
     usage = chunks(encode("chat", [done]))[0]["usage"]
     assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == 5
     assert usage["completion_tokens_details"]["rejected_prediction_tokens"] == 3
@@ -212,6 +213,7 @@ def test_speculation_in_usage():
         "num_accepted_tokens": 5,
         "mean_acceptance_length": 2.25,
         "draft_acceptance_rate": 0.625,
+        "synthetic": True,
     }
 
 

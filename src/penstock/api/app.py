@@ -15,7 +15,7 @@ from penstock.api.layers import AccessLogLayer, RequestIdLayer
 from penstock.api.routes import Routes
 from penstock.api.security import AuthLayer, HostCheck
 from penstock.config import ServerSettings
-from penstock.gateway.service import EmbeddingService, ModelService
+from penstock.gateway.service import EmbeddingService, ModelLibrary, ModelService
 from penstock.observe.metrics import Metrics
 
 
@@ -41,6 +41,11 @@ class App:
             raise NotImplementedError(f"{scope['type']}: only HTTP is served")
         await self._app(scope, receive, send)
 
+    async def close(self) -> None:
+        """End the services, then the store that its answers go to."""
+        await self.service.close()
+        await self.routes.turns.close()
+
 
 def create_app(
     service: ModelService,
@@ -48,9 +53,11 @@ def create_app(
     *,
     embeddings: EmbeddingService | None = None,
     metrics: Metrics | None = None,
+    library: ModelLibrary | None = None,
 ) -> App:
     """The whole HTTP side over one service that generates and, if there is one, one that embeds.
 
+    library: the models of this machine, for the routes that manage them; without one these are refused.
     Raises ConfigError if the address is not loopback and no key is set (`security.with_api_key`).
     """
     metrics = metrics or Metrics()
@@ -64,7 +71,7 @@ def create_app(
         partial(AuthLayer, settings=settings),
         partial(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
-    routes = Routes(service, settings, metrics, embeddings)
+    routes = Routes(service, settings, metrics, library, embeddings)
     app: ASGIApp = routes
     for layer in reversed(layers):
         app = layer(app)
@@ -80,7 +87,7 @@ def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:
         partial(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

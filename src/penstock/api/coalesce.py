@@ -168,7 +168,8 @@ class Backlog:
 
     def _push(self, event: Event) -> None:
         self._bytes += _size(event)
-        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+        signed = isinstance(event, ReasoningDelta) and event.signature is not None  # the end of a section
+        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta) and not signed:
             run = self._open_runs.get(event.index)
             if run is not None and run.takes(event):
                 run.add(event)

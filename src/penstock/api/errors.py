@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.api.body import drain
@@ -126,18 +125,10 @@ class ErrorLayer:
         except ClientGone:
             return
         except Exception as error:  # the outermost net: nothing may reach the server as a bare 500
-            mapped = _mapped(scope, error)
+            mapped = error if isinstance(error, PenstockError) else None
             if mapped is None or started:
                 log.error("request %s broke", exchange_of(scope).id, exc_info=error)
                 mapped = PenstockError(failure_of(error, exchange_of(scope).id).message)
             if started:
                 raise
             await send_error(scope, receive, send, mapped)
-
-
-def _mapped(scope: Scope, error: Exception) -> PenstockError | None:
-    if isinstance(error, PenstockError):
-        return error
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(scope["method"], scope["path"], (error.headers or {}).get("Allow", ""))
-    return None

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from penstock.api.affinity import affinity_key
 from penstock.api.body import read_body
 from penstock.api.coalesce import Backlog
 from penstock.api.errors import ClientGone, MethodNotAllowed, SlowReader, error_of, failure_of, send_bytes
@@ -27,7 +28,7 @@ from penstock.api.media import require_json
 from penstock.call import Call, Done, Event, Failure, Finish, ReasoningDelta, TextDelta
 from penstock.config import ServerSettings
 from penstock.errors import PenstockError
-from penstock.gateway.service import ModelService
+from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
 from penstock.wire.fold import Fold
 
@@ -51,16 +52,39 @@ class Encoder(Protocol):
     def body(self, fold: Fold) -> bytes: ...
 
 
+class RunningCall(NamedTuple):
+    """A call that is being answered. `backlog.fail(error)` ends it."""
+
+    call: Call
+    backlog: Backlog
+    encoder: Encoder
+
+
+class Answers(Protocol):
+    """Who answers calls: see `ModelService.stream`."""
+
+    def stream(self, call: Call, request_id: str) -> AsyncIterator[Event]: ...
+
+
 class GenerateRoute:
-    """One wire format at one path. `codec` is a module of `penstock.wire`."""
+    """One wire format at one path. `codec` is a module of `penstock.wire`; `sessions` answer the calls
+    that go on from stored turns, or become some. `running` holds the calls that are being answered, by
+    call id."""
 
     def __init__(
-        self, service: ModelService, settings: ServerSettings, metrics: Metrics, codec: ModuleType
+        self,
+        service: Answers,
+        settings: ServerSettings,
+        metrics: Metrics,
+        codec: ModuleType,
+        sessions: Sessions | None = None,
     ) -> None:
         self._service = service
         self._settings = settings
         self._metrics = metrics
         self._codec = codec
+        self._sessions = sessions
+        self.running: dict[str, RunningCall] = {}
         self.path: str = codec.PATH
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,13 +96,14 @@ class GenerateRoute:
         body = await read_body(receive)
         if body is None:
             raise ClientGone
-        call = self._call(body, exchange)
+        call = self._call(body, scope)
         del body  # not kept while the answer runs
         encoder: Encoder = self._codec.Encoder(call, exchange.call_id, int(time.time()), call.model)
         meter = _Meter(self._metrics, call.model, exchange)
         client = _Client(receive, send, scope, self._settings)
-        async with Backlog(self._service.stream(call, exchange.call_id), meter.see, client.abort) as backlog:
+        async with Backlog(self._events(call, exchange, encoder), meter.see, client.abort) as backlog:
             watcher = asyncio.create_task(client.watch(backlog), name="penstock-watch")
+            self.running[exchange.call_id] = RunningCall(call, backlog, encoder)
             try:
                 if call.stream:
                     await self._stream(client, backlog, encoder, exchange)
@@ -94,10 +119,19 @@ class GenerateRoute:
                 raise ClientGone from None
             finally:
                 watcher.cancel()
+                del self.running[exchange.call_id]
 
-    def _call(self, body: bytes, exchange: Exchange) -> Call:
+    def _events(self, call: Call, exchange: Exchange, encoder: Encoder) -> AsyncIterator[Event]:
+        if call.session is None or self._sessions is None:
+            return self._service.stream(call, exchange.call_id)
+        return self._sessions.stream(call, exchange.call_id, encoder.body)
+
+    def _call(self, body: bytes, scope: Scope) -> Call:
+        exchange = exchange_of(scope)
         call: Call = self._codec.read_request(body)
         exchange.model = call.model
+        if call.cache.key is None and (key := affinity_key(scope)) is not None:
+            call = msgspec.structs.replace(call, cache=msgspec.structs.replace(call.cache, key=key))
         tenant = exchange.identity.tenant
         return msgspec.structs.replace(call, tenant=tenant) if tenant else call
 

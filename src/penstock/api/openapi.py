@@ -11,9 +11,21 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import tokens
+from penstock.api import anthropic, conversations, responses, tokens
 from penstock.gateway.service import Health
-from penstock.wire import openai_chat, openai_completions, openai_embeddings, rerank, score
+from penstock.wire import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+    openai_responses_body,
+    openai_responses_compact,
+    rerank,
+    score,
+)
+from penstock.wire.anthropic_dialect import ErrorEnvelope
+from penstock.wire.anthropic_stream import MessageBody
 from penstock.wire.openai_common import MAX_INT, ErrorBody
 
 Json = dict[str, Any]
@@ -45,6 +57,17 @@ def document(models: list[str], secured: bool) -> Json:
         openai_chat.ChatCompletion,
         openai_completions.CompletionRequest,
         openai_completions.Completion,
+        openai_responses.ResponsesRequest,
+        openai_responses_body.ResponseBody,
+        openai_responses_compact.CompactedResponse,
+        responses.DeletedResponse,
+        responses.InputTokens,
+        responses.ItemList,
+        conversations.NewConversation,
+        conversations.ConversationUpdate,
+        conversations.NewItems,
+        conversations.ConversationBody,
+        conversations.DeletedConversation,
         tokens.TokenizeRequest,
         tokens.TokenizeAnswer,
         tokens.DetokenizeRequest,
@@ -60,6 +83,13 @@ def document(models: list[str], secured: bool) -> Json:
         VersionBody,
         Health,
         ErrorBody,
+        anthropic_messages.MessagesRequest,
+        anthropic_messages.CountRequest,
+        MessageBody,
+        anthropic.TokenCount,
+        anthropic.AnthropicModel,
+        anthropic.AnthropicModelList,
+        ErrorEnvelope,
     ]
     _, schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
     _amend(schemas, models)
@@ -68,15 +98,15 @@ def document(models: list[str], secured: bool) -> Json:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     paths = _paths()
     for path, operations in paths.items():
-        open_to_all = not secured or path in ("/health", "/ready")
-        for operation in operations.values():
-            operation["security"] = [] if open_to_all else [{"key": []}]
+        open_to_all = not secured or path in ("/", "/health", "/ready")
+        for method in operations.keys() - {"parameters"}:
+            operations[method]["security"] = [] if open_to_all else [{"key": []}]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Penstock",
             "version": __version__,
-            "description": "LLM inference over the OpenAI formats. Unknown fields in bodies are ignored.",
+            "description": "LLM inference in OpenAI's and Anthropic's formats. Unknown fields are ignored.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -91,22 +121,15 @@ def _paths() -> Json:
         openai_embeddings.PATH: {"post": _post("createEmbedding", "EmbeddingRequest", "EmbeddingList")},
         **_aliases(rerank.PATHS, "rerank", "RerankRequest", "RerankAnswer"),
         **_aliases(score.PATHS, "score", "ScoreRequest", "ScoreList"),
+        **_anthropic_paths(),
+        **response_paths(),
+        **conversation_paths(),
         "/tokenize": {"post": _post("tokenize", "TokenizeRequest", "TokenizeAnswer")},
         "/detokenize": {"post": _post("detokenize", "DetokenizeRequest", "DetokenizeAnswer")},
-        "/v1/models": {"get": _get("listModels", _json_content("ModelList"))},
+        "/v1/models": {"get": _get("listModels", _either("ModelList", "AnthropicModelList"))},
         "/v1/models/{model}": {
-            "get": _get("getModel", _json_content("ModelBody"), "404")
-            | {
-                "parameters": [
-                    {
-                        "name": "model",
-                        "in": "path",
-                        "required": True,
-                        "description": "may contain slashes",
-                        "schema": {"type": "string", "minLength": 1},
-                    }
-                ]
-            }
+            "get": _get("getModel", _either("ModelBody", "AnthropicModel"), "404")
+            | {"parameters": [_in_path("model", "may contain slashes")]}
         },
         "/health": {"get": _probe("health", "the engine answers and, if it has work, steps complete")},
         "/ready": {"get": _probe("ready", "requests are accepted now")},
@@ -124,17 +147,105 @@ def _aliases(paths: tuple[str, ...], name: str, request: str, answer: str) -> Js
     }
 
 
-def _post(name: str, request: str, answer: str) -> Json:
+def _anthropic_paths() -> Json:
+    messages, count = anthropic_messages.PATH, anthropic_messages.COUNT_PATH
+    errors = {"prefix": "AnthropicError"}
+    created = _generate("createMessage", "MessagesRequest", "MessageBody", **errors)
+    created["responses"]["200"]["description"] = "one JSON body; with `stream: true` named events"
+    return {
+        messages: {"post": created},
+        count: {"post": _post("countMessageTokens", "CountRequest", "TokenCount", **errors)},
+        "/": {
+            "get": {
+                "operationId": "greet",
+                "responses": {"200": {"description": "the server is there", "content": {"text/plain": {}}}}
+                | _error_refs(("400", "403", "431")),
+            },
+            "head": {
+                "operationId": "reach",
+                "responses": {"200": {"description": "the server is there"}}
+                | _error_refs(("400", "403", "431")),
+            },
+        },
+    }
+
+
+def response_paths() -> Json:
+    """Of answers in the Responses format, and of those that are stored."""
+    name = [_in_path("response_id", "the id of a stored response")]
+    response, request = _json_content("ResponseBody"), "ResponsesRequest"
+    return {
+        openai_responses.PATH: {"post": _generate("createResponse", request, "ResponseBody")},
+        openai_responses_compact.PATH: {"post": _post("compactResponse", request, "CompactedResponse")},
+        "/v1/responses/input_tokens": {"post": _post("countInputTokens", "TokenCount", "InputTokens")},
+        "/v1/responses/{response_id}": {
+            "parameters": name,
+            "get": _get("getResponse", response, "404"),
+            "delete": _get("deleteResponse", _json_content("DeletedResponse"), "404"),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "parameters": name,
+            "post": _get("cancelResponse", response, "404"),
+        },
+        "/v1/responses/{response_id}/input_items": {
+            "parameters": name + _list_parameters(),
+            "get": _get("listInputItems", _json_content("ItemList"), "404"),
+        },
+    }
+
+
+def conversation_paths() -> Json:
+    name = [_in_path("conversation_id", "the id of a conversation")]
+    item = [*name, _in_path("item_id", "the id of one of its items")]
+    conversation, items = _json_content("ConversationBody"), _json_content("ItemList")
+    deleted = _json_content("DeletedConversation")
+    return {
+        "/v1/conversations": {"post": _post("createConversation", "NewConversation", "ConversationBody")},
+        "/v1/conversations/{conversation_id}": {
+            "parameters": name,
+            "get": _get("getConversation", conversation, "404"),
+            "post": _post("updateConversation", "ConversationUpdate", "ConversationBody"),
+            "delete": _get("deleteConversation", deleted, "404"),
+        },
+        "/v1/conversations/{conversation_id}/items": {
+            "parameters": name,
+            "post": _post("createConversationItems", "NewItems", "ItemList"),
+            "get": _get("listConversationItems", items, "404") | {"parameters": _list_parameters()},
+        },
+        "/v1/conversations/{conversation_id}/items/{item_id}": {
+            "parameters": item,
+            "get": _get("getConversationItem", {"application/json": {"schema": {"type": "object"}}}, "404"),
+            "delete": _get("deleteConversationItem", conversation, "404"),
+        },
+    }
+
+
+def _in_path(name: str, description: str) -> Json:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _list_parameters() -> list[Json]:
+    schemas: dict[str, Json] = {
+        "after": {"type": "string"},
+        "limit": {"type": "integer", "minimum": 1, "maximum": responses.MAX_LIMIT, "default": 20},
+        "order": {"enum": ["asc", "desc"], "default": "desc"},
+    }
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
+
+
+def _post(name: str, request: str, answer: str, prefix: str = "Error") -> Json:
+    """prefix: of the names of its error responses."""
     return {
         "operationId": name,
         "requestBody": {"required": True, "content": _json_content(request)},
         "responses": {"200": {"description": "the answer", "content": _json_content(answer)}}
-        | _error_refs(tuple(_ERRORS)),
+        | _error_refs(tuple(_ERRORS), prefix),
     }
 
 
-def _generate(name: str, request: str, answer: str) -> Json:
-    operation = _post(name, request, answer)
+def _generate(name: str, request: str, answer: str, prefix: str = "Error") -> Json:
+    operation = _post(name, request, answer, prefix)
     answered = operation["responses"]["200"]
     answered["description"] = "one JSON body; with `stream: true` chunks in `data:` events, then `[DONE]`"
     answered["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no schema for the events of a stream
@@ -163,25 +274,41 @@ def _json_content(schema: str) -> Json:
     return {"application/json": {"schema": {"$ref": _REF.format(name=schema)}}}
 
 
-def _error_refs(statuses: tuple[str, ...]) -> Json:
-    return {status: {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)}
+def _either(schema: str, anthropic_schema: str) -> Json:
+    """The second with an `anthropic-version` header."""
+    schemas = [{"$ref": _REF.format(name=name)} for name in (schema, anthropic_schema)]
+    return {"application/json": {"schema": {"anyOf": schemas}}}
+
+
+def _error_refs(statuses: tuple[str, ...], prefix: str = "Error") -> Json:
+    """In Anthropic's API the lack of capacity is 529."""
+    if prefix != "Error":
+        statuses = (*(status for status in statuses if status not in ("429", "503")), "529")
+    return {status: {"$ref": f"#/components/responses/{prefix}{status}"} for status in sorted(statuses)}
 
 
 def _error_responses() -> Json:
+    texts = _ERRORS | {"529": "the queue is full or no engine is there; Retry-After says when to come back"}
     return {
-        f"Error{status}": {"description": text, "content": _json_content("ErrorBody")}
-        for status, text in _ERRORS.items()
+        f"{prefix}{status}": {"description": text, "content": _json_content(body)}
+        for prefix, body in (("Error", "ErrorBody"), ("AnthropicError", "ErrorEnvelope"))
+        for status, text in texts.items()
     }
 
 
 def _amend(schemas: Json, models: list[str]) -> None:
     """What the structs can't say."""
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
         properties = schemas[name]["properties"]
         properties["model"] = {"type": "string", "enum": models}
         for choice in properties["logit_bias"]["anyOf"]:
             if choice.get("type") == "object":
                 choice["propertyNames"] = {"pattern": "^(0|[1-9][0-9]{0,8})$"}
+    aliases = [anthropic_messages.ALIAS + model for model in models]
+    for name in ("MessagesRequest", "CountRequest"):
+        schemas[name]["properties"]["model"] = {"type": "string", "enum": [*models, *aliases]}
+    count = {**schemas["ResponsesRequest"]}
+    schemas["TokenCount"] = count | {"required": [], "title": "TokenCount"}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     token = {"type": "integer", "minimum": 0, "maximum": MAX_INT}

@@ -9,22 +9,40 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
+from penstock.api import anthropic
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
+from penstock.api.conversations import ConversationRoutes
 from penstock.api.embeddings import EmbeddingRoutes
+from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
+from penstock.api.ollama import OllamaRoutes
+from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_card
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
-from penstock.gateway.service import EmbeddingService, Health, ModelCard, ModelService
+from penstock.gateway.service import EmbeddingService, Health, ModelCard, ModelLibrary, ModelService
+from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
-from penstock.wire import openai_chat, openai_completions, openai_embeddings, rerank, score
+from penstock.store.opening import LazyTurns
+from penstock.wire import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+    openai_responses_compact,
+    rerank,
+    score,
+)
+from penstock.wire.anthropic_dialect import ANTHROPIC
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -37,17 +55,28 @@ class Routes:
         service: ModelService,
         settings: ServerSettings,
         metrics: Metrics,
+        library: ModelLibrary | None = None,
         embeddings: EmbeddingService | None = None,
     ) -> None:
-        codecs = (openai_chat, openai_completions)
-        hot = [GenerateRoute(service, settings, metrics, codec) for codec in codecs]
-        self._hot: dict[str, ASGIApp] = {route.path: route for route in hot}
+        codecs = (
+            openai_chat,
+            openai_completions,
+            openai_responses,
+            openai_responses_compact,
+            anthropic_messages,
+        )
+        self.turns = LazyTurns(settings.database_url)
+        sessions = Sessions(service, self.turns)
+        hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
+        ollama = OllamaRoutes(service, settings, metrics, library)
+        self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
-        self._paths = [*self._hot, *(route.path for route in rest)]
-        self._rest = Router(rest, redirect_slashes=False, default=_not_found)
+        rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
+        self._paths = [*hot, *(route.path for route in rest), "/"]
+        self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
 
     def paths(self) -> list[str]:
-        """The template of every route."""
+        """The template of every route in /openapi.json: all but Ollama's, which are documented by Ollama."""
         return self._paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +85,20 @@ class Routes:
             await endpoint(scope, receive, send)
             return
         scope["app"] = self  # with an app in the scope Starlette raises a 405 instead of sending plain text
-        await self._rest(scope, receive, send)
+        try:
+            await self._rest(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code != 405:
+                raise
+            raise MethodNotAllowed(scope["method"], scope["path"], self._allowed(scope)) from None
+
+    def _allowed(self, scope: Scope) -> str:
+        """Methods of a path, by all routes of the template that it matches first; Starlette's own answer
+        names those of one route."""
+        routes = [route for route in self._rest.routes if isinstance(route, Route)]
+        path = next(route.path for route in routes if route.matches(scope)[0] is not Match.NONE)
+        methods = {method for route in routes if route.path == path for method in route.methods or ()}
+        return ", ".join(sorted(methods))
 
 
 def _embedding(service: EmbeddingService | None, metrics: Metrics) -> list[Route]:
@@ -83,10 +125,15 @@ def _rest(
         ]
 
     async def models(request: Request) -> Response:
+        if exchange_of(request.scope).dialect is ANTHROPIC:
+            return _json(anthropic.model_list(service, request.query_params))
         return _json(ModelList([_model_body(card) for card in cards()]))
 
     async def model(request: Request) -> Response:
-        return _json(_model_body(find_card(cards(), request.path_params["model"])))
+        name = request.path_params["model"]
+        if exchange_of(request.scope).dialect is ANTHROPIC:
+            return _json(anthropic.one_model(service, name))
+        return _json(_model_body(find_card(cards(), name)))
 
     async def health(request: Request) -> Response:
         state = service.health()
@@ -119,17 +166,49 @@ def _rest(
         _get("/metrics", exposition),
         _get("/version", version),
         _get("/openapi.json", openapi),
+        _post(anthropic_messages.COUNT_PATH, anthropic.CountTokens(service)),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
     ]
 
 
 def _get(path: str, endpoint: Endpoint) -> Route:
+    return _on("GET", path, endpoint)
+
+
+def _on(method: str, path: str, endpoint: Endpoint) -> Route:
     async def named(request: Request) -> Response:
         exchange_of(request.scope).route = path
         return await endpoint(request)
 
-    return Route(path, named, methods=["GET"])
+    return Route(path, named, methods=[method])
+
+
+def _response_routes(
+    service: ModelService, sessions: Sessions, turns: LazyTurns, generate: GenerateRoute
+) -> list[Route]:
+    """Stored responses and conversations."""
+    responses, conversations = (
+        ResponseRoutes(service, sessions, turns, generate),
+        ConversationRoutes(turns),
+    )
+    response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
+    items = conversation + "/items"
+    return [
+        _on("POST", "/v1/responses/input_tokens", responses.input_tokens),
+        _on("GET", response, responses.get),
+        _on("DELETE", response, responses.delete),
+        _on("POST", response + "/cancel", responses.cancel),
+        _on("GET", response + "/input_items", responses.input_items),
+        _on("POST", "/v1/conversations", conversations.create),
+        _on("GET", conversation, conversations.get),
+        _on("POST", conversation, conversations.update),
+        _on("DELETE", conversation, conversations.delete),
+        _on("POST", items, conversations.add_items),
+        _on("GET", items, conversations.list_items),
+        _on("GET", items + "/{item_id}", conversations.get_item),
+        _on("DELETE", items + "/{item_id}", conversations.delete_item),
+    ]
 
 
 class _Raw:

@@ -115,7 +115,7 @@ class AuthLayer:
             )
         self._app = app
         self._identify = Identify(settings.api_key)
-        self._open = {"/health", "/ready", "/metrics"} if loopback else {"/health", "/ready"}
+        self._open = {"/", "/health", "/ready", *(("/metrics",) if loopback else ())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in self._open:

@@ -201,9 +201,7 @@ async def serve_app(
                 waiting.cancel()
             for task in drains:
                 task.cancel()
-            await app.service.close()
-            if app.embeddings is not None:
-                await app.embeddings.close()
+            await app.close()
 
 
 async def _serve(server: _Server, sock: socket.socket) -> None:

@@ -1,14 +1,25 @@
-"""Reports: a table for the terminal, JSON for keeping. Both name the machine and the workload."""
+"""Reports: a table for people, single measures for programs, JSON with machine and workload for keeping."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
 from penstock.bench.metrics import Spread, Summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Measure(Struct, frozen=True):
+    """One figure. Its unit is in the name: `_s` seconds, `_per_s` per second."""
+
+    measure: str
+    value: float | str
 
 
 def as_json(summary: Struct, workload: dict[str, Any], machine: dict[str, Any], date: str | None) -> bytes:
@@ -62,20 +73,32 @@ def headline(summary: Summary) -> list[str]:
     return lines
 
 
-def print_summary(summary: Summary) -> None:
-    """The table, on stdout."""
-    from rich.console import Console
-    from rich.table import Table
+def measures(report: Struct) -> list[Measure]:
+    """Every figure of a report, those of inner records as `ttft.p50_s`. What was not measured is left out."""
+    return list(_measures(msgspec.to_builtins(report), ""))
 
-    console = Console(highlight=False)
-    for line in headline(summary):
-        console.print(line, markup=False)
+
+def _measures(values: dict[str, Any], prefix: str) -> Iterator[Measure]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _measures(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield Measure(prefix + name, float(f"{value:.6g}"))
+        elif value is not None:
+            yield Measure(prefix + name, value)
+
+
+def view(summary: Summary) -> list[RenderableType]:
+    """Sentences and a table of the quantities that were seen."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("", "mean", "p50", "p90", "p95", "p99", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows(summary):
         table.add_row(*row)
-    console.print(table)
+    return [*map(Text, headline(summary)), table]
 
 
 def _milliseconds(value: Spread) -> tuple[str, ...]:

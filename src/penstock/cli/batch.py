@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, build
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from penstock.cli.batch_file import BatchLine, ResultLine
     from penstock.gateway.service import ModelService
     from penstock.wire.fold import Fold
+
+
+class Answered(Struct, frozen=True):
+    """Lines of the batch: answered and refused now, and those that an earlier run did."""
+
+    answered: int
+    refused: int
+    done_before: int
+    path: str
+
 
 STOPPING = (429, 503)  # not the request's fault: the batch ends, and a later run asks again
 
@@ -47,7 +58,7 @@ def batch(
     engine: dict[str, Any],
 ) -> None:
     """Answer a file of requests."""
-    from penstock.cli import console
+    from penstock.cli import output
     from penstock.cli.batch_file import ResultFile, body_model, check_input, read_lines
 
     wanted = check_input(source)
@@ -60,14 +71,16 @@ def batch(
                 f"{target}: holds a result for {min(foreign)!r}, which {source} does not ask for; "
                 "choose another output file"
             )
-        left = len(wanted) - len(results.finished)
+        before = len(results.finished)
+        left = len(wanted) - before
+        failed = 0
         if left:
             failed = asyncio.run(
                 _answer_all(source, results, settings, model is not None, concurrency, len(wanted))
             )
-            console.note(f"{left - failed} answered, {failed} refused, {len(wanted) - left} were done before")
-        else:
-            console.note(f"all {len(wanted)} were done before")
+        summary = Answered(left - failed, failed, before, str(target))
+        told = f"{summary.answered} answered, {failed} refused, {before} were done before"
+        output.result(summary, told if left else f"all {len(wanted)} were done before")
 
 
 async def _answer_all(

@@ -1,6 +1,6 @@
 """`penstock bench offline|serve|quality`: measure the engine alone, a server of the OpenAI API, quality.
 
-The first two take the same workloads and print the same table; `--output` keeps it as JSON with a
+The first two take the same workloads and show the same table; `--report` keeps it as JSON with a
 description of the machine.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure latency, throughput and goodput, and quality.", no_args_is_help=True)
 app.command("quality")(quality)
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="write the report here as JSON")]
+Report = Annotated[Path | None, typer.Option("--report", "-o", help="write the report here as JSON")]
 TtftMs = Annotated[float | None, typer.Option("--ttft-ms", help="goodput target: time to first token")]
 TpotMs = Annotated[float | None, typer.Option("--tpot-ms", help="goodput target: time per output token")]
 
@@ -40,7 +40,7 @@ def offline(
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="requests in flight at most")] = None,
     ttft_ms: TtftMs = None,
     tpot_ms: TpotMs = None,
-    output: Output = None,
+    report: Report = None,
     *,
     workload: dict[str, Any],
     engine: dict[str, Any],
@@ -52,7 +52,7 @@ def offline(
     records = asyncio.run(_offline(given, items, batch))
     name = build(EngineSettings, **given).model
     described = {"kind": "offline", "model": name, "batch": batch, "engine": engine}
-    _report(records, options, described, ttft_ms, tpot_ms, output)
+    _report(records, options, described, ttft_ms, tpot_ms, report)
 
 
 async def _offline(engine: dict[str, Any], items: list[Item], batch: int | None) -> list[Record]:
@@ -90,7 +90,7 @@ def serve(
     ] = 600.0,
     ttft_ms: TtftMs = None,
     tpot_ms: TpotMs = None,
-    output: Output = None,
+    report: Report = None,
     *,
     workload: dict[str, Any],
 ) -> None:
@@ -103,7 +103,7 @@ def serve(
     target = Target(url=url, model=named, api_key=api_key, vocab_size=vocab_size, timeout_s=timeout_s)
     records = asyncio.run(_serve(target, items, concurrency))
     described = {"kind": "serve", "url": url, "model": named, "concurrency": concurrency}
-    _report(records, options, described, ttft_ms, tpot_ms, output)
+    _report(records, options, described, ttft_ms, tpot_ms, report)
 
 
 async def _serve(target: Target, items: list[Item], concurrency: int | None) -> list[Record]:
@@ -147,22 +147,23 @@ def _report(
     described: dict[str, Any],
     ttft_ms: float | None,
     tpot_ms: float | None,
-    output: Path | None,
+    path: Path | None,
 ) -> None:
     import msgspec
 
     from penstock.bench import report
     from penstock.bench.metrics import Targets, summarize
+    from penstock.cli import output
     from penstock.observe.machine import describe_machine
 
     def seconds(value_ms: float | None) -> float | None:
         return None if value_ms is None else value_ms / 1000
 
     summary = summarize(records, Targets(ttft_s=seconds(ttft_ms), tpot_s=seconds(tpot_ms)))
-    report.print_summary(summary)
-    if output is not None:
+    output.rows(report.measures(summary), report.Measure, human=lambda: report.view(summary))
+    if path is not None:
         workload = {**described, **msgspec.to_builtins(options)}
         today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        report.save(output, report.as_json(summary, workload, describe_machine(), today))
+        report.save(path, report.as_json(summary, workload, describe_machine(), today))
     if summary.failed == summary.requests:
         raise typer.Exit(1)

@@ -23,11 +23,14 @@ def quality(
         typer.Option("--against", help="compare with this model's float32 weights; default: MODEL's own"),
     ] = None,
     count: Annotated[int, typer.Option("--passages", min=1, help="passages of text")] = 200,
-    output: Annotated[Path | None, typer.Option("--json", "-o", help="write the report here as JSON")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", "-o", help="write the report here as JSON")
+    ] = None,
 ) -> None:
     """Compare a model as served with its float32 weights: KL divergence, agreement, perplexity."""
     from penstock.bench import quality as bench
-    from penstock.cli import console
+    from penstock.bench.report import Measure, measures
+    from penstock.cli import console, output
     from penstock.cli.start import ensure_model
     from penstock.config import EngineSettings, build
     from penstock.engine.shape import KV_BYTES
@@ -47,10 +50,10 @@ def quality(
     tested = load_model(inspect_model(path), opened, context=bench.PASSAGE_TOKENS)
     with console.count_progress("passages", count) as advance:
         found = bench.compare(reference, tested, sequences, advance, kv_itemsize=KV_BYTES[opened.kv_form])
-    console.write(f"{text.passages} passages, {text.tokens} tokens, {text.source}\n")
-    for name, value in bench.lines(found):
-        console.write(f"{name:24}{value}\n")
-    if output is not None:
+    sentences = [f"{text.passages} passages, {text.tokens} tokens, {text.source}"]
+    sentences += [f"{name:24}{value}" for name, value in bench.lines(found)]
+    output.rows(measures(found), Measure, human=lambda: sentences)
+    if report is not None:
         described = {
             "kind": "quality",
             "model": model,
@@ -58,12 +61,12 @@ def quality(
             "kv": opened.kv_form,
             "against": against,
         }
-        _save(output, found, {**described, "text": text})
+        _save(report, found, {**described, "text": text})
 
 
-def _save(output: Path, found: Any, workload: dict[str, Any]) -> None:
+def _save(path: Path, found: Any, workload: dict[str, Any]) -> None:
     from penstock.bench import report
     from penstock.observe.machine import describe_machine
 
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    report.save(output, report.as_json(found, workload, describe_machine(), today))
+    report.save(path, report.as_json(found, workload, describe_machine(), today))

@@ -14,6 +14,7 @@ import typer
 from penstock.call import SamplingParams
 from penstock.cli.flags import sampling_params, with_flags
 from penstock.config import EngineSettings
+from penstock.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from penstock.call import Message
@@ -31,9 +32,15 @@ def chat(
     engine: dict[str, Any],
 ) -> None:
     """Talk to a model in the terminal."""
-    from penstock.cli import console
+    from penstock.cli import console, output
     from penstock.cli.start import open_llm
 
+    if not output.for_people():
+        raise InvalidRequest(
+            'chat asks for input line by line; `penstock run "PROMPT"` answers one prompt, '
+            "--output human talks all the same",
+            param="--output",
+        )
     params = sampling_params(sampling)
     with asyncio.Runner() as runner:
         llm = runner.run(open_llm(model, engine))

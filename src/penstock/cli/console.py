@@ -1,7 +1,8 @@
 """The terminal: data to stdout, everything else to stderr, readable without colour.
 
-Rich honours NO_COLOR and pipes by itself. It is imported on first use: `penstock --help` and a
-completed command without a progress bar do not pay for it twice.
+What is no terminal gets no escape sequence, whatever FORCE_COLOR says, and no line is cut to a width. Rich
+honours NO_COLOR by itself. It is imported on first use: `penstock --help` and a completed command without a
+progress bar do not pay for it twice.
 """
 
 from __future__ import annotations
@@ -10,28 +11,42 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from penstock.errors import PenstockError
+PIPE_COLUMNS = 100_000  # of what is no terminal: nothing is wrapped
+
+_plain = False
+
+
+def set_plain(plain: bool) -> None:
+    """Whether to treat terminals as files and leave progress untold: for agents and programs."""
+    global _plain
+    _plain = plain
+    err.cache_clear()
+    out.cache_clear()
 
 
 @cache
 def err() -> Console:
     """Messages, progress and logs."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
+    return _console(sys.stderr)
 
 
 @cache
 def out() -> Console:
     """Tables that are the command's result."""
+    return _console(sys.stdout)
+
+
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    if stream.isatty() and not _plain:
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, force_terminal=False, width=PIPE_COLUMNS)
 
 
 def note(message: str) -> None:
@@ -52,13 +67,6 @@ def fail(message: str) -> None:
     err().print(Text.assemble(("error", "bold red"), ": ", message), soft_wrap=True)
 
 
-def exit_code(error: PenstockError) -> int:
-    """2 for what the caller can mend on the command line (as a usage error), 1 for the rest."""
-    from penstock.errors import ConfigError, InvalidRequest, NotFound
-
-    return 2 if isinstance(error, ConfigError | InvalidRequest | NotFound) else 1
-
-
 Advance = Callable[[str, int, int | None], None]
 
 
@@ -66,8 +74,11 @@ Advance = Callable[[str, int, int | None], None]
 def byte_progress() -> Iterator[Advance]:
     """A bar for bytes: call the yielded function with (phase, done, total or None).
 
-    One bar per phase; without a terminal one line per phase.
+    One bar per phase; without a terminal one line per phase; nothing for agents and programs.
     """
+    if _plain:
+        yield lambda phase, done, total: None
+        return
     console = err()
     if not console.is_terminal:
         seen: set[str] = set()

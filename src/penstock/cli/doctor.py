@@ -9,9 +9,10 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec import Struct
 
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, build
@@ -50,7 +51,7 @@ PACKAGES = {
 }
 
 
-class Finding(NamedTuple):
+class Finding(Struct, frozen=True):
     verdict: Literal["ok", "note", "broken"]
     subject: str
     text: str
@@ -63,17 +64,13 @@ def doctor(
     engine: dict[str, Any],
 ) -> None:
     """Check machine, installation, backend, memory plan and model store."""
-    from penstock.cli import console
+    from penstock.cli import output
 
     settings = build(EngineSettings, **(engine if model is None else {**engine, "model": model}))
-    colours = {"ok": "green", "note": "yellow", "broken": "bold red"}
-    broken = False
-    for finding in findings(settings):
-        broken = broken or finding.verdict == "broken"
-        verdict = f"[{colours[finding.verdict]}]{finding.verdict:<6}[/]"
-        console.out().print(f"{verdict} {finding.subject:<12} ", end="")
-        console.out().print(finding.text, markup=False, soft_wrap=True)
-    raise typer.Exit(1 if broken else 0)
+    found = list(findings(settings))
+    output.rows(found, Finding)
+    if any(finding.verdict == "broken" for finding in found):
+        raise typer.Exit(output.FAILED)
 
 
 def findings(settings: EngineSettings) -> Iterator[Finding]:
@@ -86,6 +83,7 @@ def findings(settings: EngineSettings) -> Iterator[Finding]:
         ("backend", _backend),
         ("model store", _store),
         ("model", _model),
+        ("speculation", _speculation),
         ("sockets", _sockets),
     )
     for subject, check in checks:
@@ -223,6 +221,18 @@ def _plan(settings: EngineSettings, info: ModelInfo) -> Finding:
             "note", "memory plan", f"{text} of the declared {info.context:,}; raise kv_bytes for more"
         )
     return Finding("ok", "memory plan", text)
+
+
+def _speculation(settings: EngineSettings) -> Iterator[Finding]:
+    from penstock.engine.build import SYNTHETIC
+
+    speculation = settings.speculation
+    if speculation is None:
+        yield Finding("ok", "speculation", "off")
+    elif speculation.synthetic_acceptance is not None:
+        yield Finding("note", "speculation", f"{speculation.method}, {speculation.k} drafts; {SYNTHETIC}")
+    else:
+        yield Finding("ok", "speculation", f"{speculation.method}, up to {speculation.k} drafts")
 
 
 def _sockets(settings: EngineSettings) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli.flags import with_flags
+from penstock.cli.serve import Serving
 from penstock.config import EngineSettings, build
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def engine(
     engine: dict[str, Any],
 ) -> None:
     """Run an engine alone; connect with `penstock serve --engine ADDRESS`."""
-    from penstock.cli import console
+    from penstock.cli import output
     from penstock.cli.start import Clock, Phases, ensure_model, memory_plan, setup_logging
     from penstock.engine.process import run_engine
 
@@ -34,9 +35,10 @@ def engine(
 
     def ready(message: Ready) -> None:
         phases.close()
-        console.note(
+        output.result(
+            Serving(message.model_id, address, message.backend, message.max_context, round(clock.total_s, 2)),
             f"{message.model_id} on {message.backend} · {memory_plan(message.plan)} · {address} · "
-            f"ready in {clock.total_s:.1f} s"
+            f"ready in {clock.total_s:.1f} s",
         )
 
     try:

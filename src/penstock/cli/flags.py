@@ -130,14 +130,20 @@ def _option(name: str, hint: Any, default: Any, panel: str) -> Any:
 
 def shown_default(name: str, default: Any) -> str:
     """` (default 32M)`, or nothing where the description says what absence means."""
+    text = default_text(name, default)
+    return f" (default {text})" if text else ""
+
+
+def default_text(name: str, default: Any) -> str:
+    """A default as one would write it: `32M`, `on`; "" for absence."""
     if default is None or default in ({}, ()):
         return ""
     if isinstance(default, bool):
-        return f" (default {'on' if default else 'off'})"
+        return "on" if default else "off"
     if name.endswith("_bytes"):
         unit = next((u for u in "tgm" if default % _UNITS[u] == 0), "")
-        return f" (default {default // _UNITS[unit]}{unit.upper()})"
-    return f" (default {default})"
+        return f"{default // _UNITS[unit]}{unit.upper()}"
+    return str(default)
 
 
 def _plain(hint: Any) -> Any:

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from msgspec import Struct
 
 from penstock.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class Quantized(Struct, frozen=True):
+    path: str
+    weights: str
+    size_bytes: int
+
 
 CALIBRATION_TOKENS = 8192
 SEQUENCE_TOKENS = 512
@@ -43,7 +51,7 @@ def quantize(
     ] = 0.5,
 ) -> None:
     """Quantize a model into a folder that Penstock, transformers and vLLM read (compressed-tensors)."""
-    from penstock.cli import console
+    from penstock.cli import console, output
     from penstock.cli.start import ensure_model
     from penstock.models.quantize import write
     from penstock.models.quantize.plan import make_plan
@@ -77,7 +85,7 @@ def quantize(
     finally:
         source.close()
     size = sum(file.stat().st_size for file in out.iterdir())
-    console.note(f"{out}: {weights}, {console.size(size)}")
+    output.result(Quantized(str(out), weights, size), f"{out}: {weights}, {console.size(size)}")
 
 
 def calibration(model: Path, text: Path) -> list[np.ndarray]:

@@ -7,11 +7,20 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.call import SamplingParams
 from penstock.cli.flags import sampling_params, with_flags
 from penstock.config import EngineSettings
 from penstock.errors import InvalidRequest
+
+
+class Answer(Struct, frozen=True):
+    """`--output json`; elsewhere the text streams as it is."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @with_flags(sampling=SamplingParams, engine=EngineSettings, skip=("model",))
@@ -58,9 +67,11 @@ async def _answer(
     engine: dict[str, Any],
 ) -> None:
     from penstock.call import Message, TextPart
-    from penstock.cli import console
+    from penstock.cli import console, output
     from penstock.cli.start import open_llm, print_stream
 
+    said: list[str] = []
+    as_json = output.mode() == "json"
     llm = await open_llm(model, engine)
     try:
         if raw:
@@ -69,9 +80,11 @@ async def _answer(
             messages = [Message(role="system", parts=(TextPart(system),))] if system else []
             messages.append(Message(role="user", parts=(TextPart(text),)))
             events = llm.chat(messages, params)
-        done = await print_stream(events)
+        done = await print_stream(events, said, quiet=as_json)
     finally:
         await llm.close()
+    if as_json and done is not None:
+        output.record(Answer("".join(said), done.usage.prompt_tokens, done.usage.completion_tokens))
     if stats and done is not None:
         usage, timings = done.usage, done.timings
         decode_s = timings.total_s - timings.ttft_s

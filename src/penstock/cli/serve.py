@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.cli.flags import with_flags
 from penstock.config import EngineSettings, ServerSettings, build
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from penstock.engine.transport import Transport
 
 SHOW_EVERY_S = 0.1
+
+
+class Serving(Struct, frozen=True):
+    """A server that is ready."""
+
+    model: str
+    url: str
+    backend: str
+    max_context: int
+    start_s: float
+
 
 log = logging.getLogger("penstock.start")
 
@@ -67,6 +79,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     from penstock.api.server import serve_app
     from penstock.engine.embedding.service import LocalEmbeddings
     from penstock.engine.service import EngineService
+    from penstock.gateway.local_library import LocalLibrary
     from penstock.models.sources import public_name
     from penstock.observe.metrics import Metrics
 
@@ -76,7 +89,12 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     asked = server.served_model_name is not None or settings.model != EngineSettings().model
     adopt = server.engine is not None and not asked
     service = EngineService(settings, _transport_to(server.engine), name, metrics, adopt_name=adopt)
-    app = create_app(service, server, embeddings=LocalEmbeddings(server), metrics=metrics)
+
+    def served() -> dict[str, str]:
+        return {service.name: service.ready.model_path if service.ready else settings.model}
+
+    embeddings, library = LocalEmbeddings(server), LocalLibrary(served)
+    app = create_app(service, server, embeddings=embeddings, metrics=metrics, library=library)
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
@@ -110,7 +128,7 @@ def _transport_to(address: str | None) -> Any:
 
 async def _announce(service: EngineService, url: str, clock: Clock, stop: asyncio.Event) -> None:
     """Show phases until ready, then the one line. A model that can't be served stops the server."""
-    from penstock.cli import console
+    from penstock.cli import output
     from penstock.cli.start import Phases, memory_plan
 
     phases = Phases()
@@ -129,7 +147,10 @@ async def _announce(service: EngineService, url: str, clock: Clock, stop: asynci
         phases.close()
     clock.lap("engine")
     served = f"{service.name} on {ready.backend} · {memory_plan(ready.plan)}"
-    console.note(f"{served} · {url} · ready in {clock.total_s:.1f} s")
+    output.result(
+        Serving(service.name, url, ready.backend, ready.max_context, round(clock.total_s, 2)),
+        f"{served} · {url} · ready in {clock.total_s:.1f} s",
+    )
     log.info("the start took %.2f s: %s", clock.total_s, _where(clock, ready))
 
 

@@ -11,8 +11,8 @@ import sys
 
 from msgspec import Struct
 
-from penstock.cli.flags import shown_default
-from penstock.config import EngineSettings, ServerSettings, describe
+from penstock.cli.flags import default_text
+from penstock.config import EngineSettings, ServerSettings, SpeculationSettings, describe
 
 _HEAD = """# Settings
 
@@ -28,6 +28,11 @@ _SECTIONS: tuple[tuple[str, str, type[Struct]], ...] = (
         "`penstock serve`, `engine`, `run`, `chat`, `batch`, `bench offline`; keyword arguments of `LLM`.",
         EngineSettings,
     ),
+    (
+        "Speculation",
+        'The keys of `speculation`, an object: `--speculation \'{"method": "suffix"}\'`. A method is given.',
+        SpeculationSettings,
+    ),
     ("Server", "`penstock serve`.", ServerSettings),
 )
 
@@ -40,7 +45,7 @@ def page() -> str:
             f"\n## {title}\n\n{where}\n\n| setting | type | default | meaning |\n| --- | --- | --- | --- |\n"
         ]
         for name, kind, default, description in describe(record):
-            shown = shown_default(name, default).removeprefix(" (default ").removesuffix(")") or "—"
+            shown = default_text(name, default) or "—"
             kind = kind.replace("|", " \\| ")
             parts.append(f"| `{name}` | {kind} | {shown} | {description} |\n")
     return "".join(parts)

@@ -40,8 +40,10 @@ async def open_llm(model: str | None, engine: dict[str, Any]) -> AsyncLLM:
     return llm
 
 
-async def print_stream(events: AsyncIterator[Event], said: list[str] | None = None) -> Done | None:
-    """Write text deltas to stdout as they come; returns the Done event.
+async def print_stream(
+    events: AsyncIterator[Event], said: list[str] | None = None, *, quiet: bool = False
+) -> Done | None:
+    """Write text deltas to stdout as they come, unless `quiet`; returns the Done event.
 
     said: gets every piece of text, so that the caller has it even if this is cancelled.
     Raises the PenstockError of a failed stream.
@@ -54,8 +56,9 @@ async def print_stream(events: AsyncIterator[Event], said: list[str] | None = No
     wrote = False
     async for event in events:
         if isinstance(event, TextDelta | ReasoningDelta) and event.text:
-            wrote = True
-            console.write(event.text)
+            if not quiet:
+                wrote = True
+                console.write(event.text)
             if said is not None and isinstance(event, TextDelta):
                 said.append(event.text)
         elif isinstance(event, Failure):

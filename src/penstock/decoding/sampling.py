@@ -317,6 +317,28 @@ class Sampler:
         if self._masks is not None:
             self._masks.record(slot, token)
 
+    def seed(self, slot: int) -> int:
+        """Of the slot's noise, 0 … 2**64 - 1."""
+        return self.row(slot).seed
+
+    def take(self, logits: np.ndarray, slot: int, token: int) -> tuple[bool, RowLogprobs | None]:
+        """Record `token` as if it had been drawn from float32[V] `logits`, and give its log-probabilities to
+        a row that asked. False, and nothing changed, if a grammar or a spent thinking budget is against it.
+
+        Raises NonFiniteLogits as `sample` does."""
+        row, slots, tokens = self.row(slot), np.array([slot], np.int32), np.array([token], np.int32)
+        if not np.isfinite(logits.max()):
+            raise NonFiniteLogits([0], f"slot {slot}")
+        if row.forced() not in (None, token):
+            return False, None
+        masks = self._masks
+        if masks is not None and masks.any_of(slots) and masks.take(slot, (token,)) is None:
+            return False, None
+        k = row.sampling.logprobs
+        logprobs = self.prompt_logprobs(logits[None], tokens, k) if k >= 0 else None
+        self._record(slots, [row], tokens)
+        return True, logprobs
+
     def take_forced(self, slot: int) -> list[int]:
         """Tokens that must follow whatever the model says, recorded as if they had been drawn."""
         row = self._rows[slot]

@@ -5,6 +5,7 @@ The memory plan is made and checked before anything is allocated: weights + step
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from penstock.models.load import ModelInfo
     from penstock.models.lowered import LoweredModel
 
+log = logging.getLogger("penstock.engine")
+
+SYNTHETIC = "acceptance is synthetic: answers are not the model's, use it for load tests only"
 # A pool that holds fewer tokens than this serves nobody; refusing says more than crawling.
 MIN_POOL_TOKENS = 64
 
@@ -63,7 +67,7 @@ def assemble_core(
     drafts = None
     if shape.speculation is not None and make_drafter is not None:
         speculation = shape.speculation
-        drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.adaptive)
+        drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive)
         resources.append(drafts)
     scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(
@@ -191,7 +195,7 @@ def build_engine(
     settings: EngineSettings, sink: Sink, on_loading: Callable[[Loading], None]
 ) -> tuple[EngineCore, Ready]:
     """Load the model and make its engine. ModelRefused or ConfigError before memory is taken."""
-    from penstock.engine.drafts.make import captured_layers, make_drafter
+    from penstock.engine.drafts.make import captured_layers, make_drafter, synthetic_acceptance
     from penstock.kv.identity import namespace_digest
     from penstock.models.load import inspect_model, load_model
     from penstock.models.sources import public_name, resolve
@@ -242,6 +246,7 @@ def build_engine(
         backend=backend.name,
         plan=plan.as_dict(),
         timings=timer.laps,
+        synthetic_acceptance=synthetic_acceptance(settings.speculation) is not None,
     )
     return core, ready
 
@@ -266,6 +271,7 @@ def _runner(
     """The device that fits the model: native steps that draw their tokens, or operation by operation."""
     from penstock.decoding.native import NativeSampler
     from penstock.decoding.sampling import Sampler
+    from penstock.engine.drafts.make import synthetic_acceptance
     from penstock.engine.native_runner import NativeRunner
     from penstock.engine.runner import ModelRunner
     from penstock.models.lowered import LoweredModel
@@ -277,6 +283,9 @@ def _runner(
         "block_size": layout.block_size,
     }
     vocab_size = model.spec.vocab_size
+    acceptance = synthetic_acceptance(shape.speculation)
+    if acceptance is not None:
+        log.warning("speculation: %s", SYNTHETIC)
     if isinstance(model, LoweredModel):
         executable = model.executable
         sampler = NativeSampler(
@@ -287,10 +296,10 @@ def _runner(
             pool=executable.pool,
         )
         step_drafts = 0 if shape.speculation is None else STEP_DRAFTS
-        return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts)
+        return NativeRunner(model, sampler, **sizes, step_drafts=step_drafts, acceptance=acceptance)
     width = len(model.capture) * model.spec.hidden_size
     drawn = Sampler(shape.num_slots, vocab_size, grammars)
-    return ModelRunner(model, pool, drawn, **sizes, features_width=width)
+    return ModelRunner(model, pool, drawn, **sizes, features_width=width, acceptance=acceptance)
 
 
 def _namespace(info: ModelInfo, backend: Backend, layout: KVLayout, max_context: int) -> dict[str, object]:

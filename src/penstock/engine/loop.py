@@ -140,7 +140,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """A call of `step` would do something."""
-        return bool(len(self._requests) > self._preparing.num_unready or len(self._flight))
+        return bool(len(self._flight) or self.scheduler.has_work or self._preparing.num_ready)
 
     def on_ready(self, wake: Callable[[], None]) -> None:
         """Call `wake`, from any thread, when a request that was not ready is: `has_work` may be true then."""

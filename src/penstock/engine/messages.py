@@ -144,6 +144,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     plan: dict[str, int]  # memory plan in bytes, by purpose
     timings: dict[str, float]  # seconds per part of the start
     fallbacks: list[str] = []
+    synthetic_acceptance: bool = False  # of drafts: answers are not the model's
 
 
 class Loading(Struct, frozen=True, tag="loading"):

@@ -18,11 +18,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from penstock.decoding.drafting.acceptance import SyntheticAcceptance
 from penstock.decoding.native import NativeSampler
 from penstock.decoding.params import RowLogprobs
 from penstock.engine.plan import Pending, StepPlan, StepResult
 from penstock.engine.request_rows import BROKEN, RequestRows
-from penstock.engine.verify import verify
+from penstock.engine.verify_synthetic import verifier
 from penstock.models.lowered import LoweredModel
 
 
@@ -137,8 +138,9 @@ class NativeRunner:
         num_groups: int,
         block_size: int,
         step_drafts: int = 0,
+        acceptance: SyntheticAcceptance | None = None,
     ) -> None:
-        """step_drafts: drafts of one step at most."""
+        """step_drafts: drafts of one step at most. acceptance: None where drafts count that are drawn."""
         self._executable = model.executable
         self._features_width = model.executable.program.features_width
         self._sampler = sampler
@@ -148,8 +150,13 @@ class NativeRunner:
         self._host_upto = np.zeros(num_slots, np.int32)  # the host draws the tokens at positions below it
         self._logprobs = np.full(num_slots, -1, np.int32)
         self._queue = self._executable.step_queue(
-            sampler.table, self._requests.tokens, self._requests.tables, self._logits
+            sampler.table,
+            self._requests.tokens,
+            self._requests.tables,
+            self._logits,
+            () if acceptance is None else acceptance.chances.tolist(),
         )
+        self._verify = verifier(acceptance)
         self._attended: deque[_Launched] = deque()
         self._last: Any = None
         self._awaited: Any = None  # the launch that `ready` waits for
@@ -264,7 +271,7 @@ class NativeRunner:
             drafts = [plan.drafts_of(row) for row in rows.tolist()]
             positions = positions - plan.draft_counts[rows]
         places = launch.head_rows()[rows]
-        drawn = verify(self._sampler, self._logits, places, slots, positions, drafts)
+        drawn = self._verify(self._sampler, self._logits, places, slots, positions, drafts)
         self._requests.write_drawn(slots, positions, drawn.tokens)
         launched.drawn = rows, drawn.tokens
         launched.logprobs = {int(rows[i]): entry for i, entry in drawn.logprobs.items()}

@@ -91,13 +91,21 @@ class OpenCall:
     """`abort(request_id, keep)` tells the engine; it must not call back."""
 
     def __init__(
-        self, call: Call, prompts: Sequence[Prompt], tokenizer: Tokenizer, abort: Abort, arrived_s: float
+        self,
+        call: Call,
+        prompts: Sequence[Prompt],
+        tokenizer: Tokenizer,
+        abort: Abort,
+        arrived_s: float,
+        synthetic_acceptance: bool = False,
     ) -> None:
-        """`arrived_s`: time.monotonic() when the call came in, for the timings."""
+        """`arrived_s`: time.monotonic() when the call came in, for the timings. synthetic_acceptance: of the
+        engine's drafts, as its Ready says."""
         self._call = call
         self._tokenizer = tokenizer
         self._abort = abort
         self._arrived_s = arrived_s
+        self._synthetic_acceptance = synthetic_acceptance
         self._prompts = [_PromptState(prompt) for prompt in prompts]
         self._choices: dict[str, _Choice] = {}
         for state in self._prompts:
@@ -247,7 +255,10 @@ class OpenCall:
         if not steps:
             return None
         return SpeculationUsage(
-            steps, sum(choice.drafted for choice in choices), sum(choice.accepted for choice in choices)
+            steps,
+            sum(choice.drafted for choice in choices),
+            sum(choice.accepted for choice in choices),
+            self._synthetic_acceptance,
         )
 
     async def next_batch(self) -> list[Event]:

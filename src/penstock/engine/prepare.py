@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
+from penstock.text.nonces import without_nonces
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES
 
@@ -111,6 +112,7 @@ class Preparer:
     ) -> str:
         """The rendered conversation. Raises InvalidRequest where the template can't."""
         template = self._chat_template()
+        messages = without_nonces(messages)
         if tools and not knows_tools(template.tool_source):
             messages, tools = with_tool_prompt(messages, tools), ()
         return template.render(messages, tools, add_generation_prompt, **template_args)
@@ -123,9 +125,16 @@ class Preparer:
         return self._template
 
     def chat_tokens(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        add_generation_prompt: bool = True,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]:
-        return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt))
+        """The prompt of a conversation, as a call with these would have it."""
+        variables = self._chat_template().variables(bool(tools))
+        args = read_wish(None, template_args or {}, variables).template_args
+        return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt, **args))
 
     def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None, int | None]:
         """Token ids of a conversation, how its answer is read, and its thinking budget. A template writes its
@@ -229,7 +238,7 @@ class Preparer:
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
         param = "messages" if call.kind == "chat" else "prompt"
-        max_tokens = self._max_tokens(call.sampling, len(ids), param)
+        max_tokens = self._max_tokens(call.sampling, len(ids), param, call.fit_context)
         thinking = reading.thinking if reading is not None else None
         if reading is None and (budget is not None or shared.grammar is not None):
             thinking = self._thinking.of_completion(ids)
@@ -284,7 +293,7 @@ class Preparer:
         spec = bounded(thinking, budget, max_tokens, has_grammar, self._thinking.ids(lead_in))
         return msgspec.structs.replace(shared, thinking=spec)
 
-    def _max_tokens(self, sampling: SamplingParams, prompt_len: int, param: str) -> int:
+    def _max_tokens(self, sampling: SamplingParams, prompt_len: int, param: str, fits: bool) -> int:
         left = self.max_context - prompt_len
         if left < 1:
             raise ContextOverflow(
@@ -293,7 +302,7 @@ class Preparer:
                 param=param,
                 code="context_length_exceeded",
             )
-        if sampling.max_tokens is None:
+        if sampling.max_tokens is None or (fits and sampling.max_tokens > left):
             return left
         if sampling.max_tokens > left:
             raise ContextOverflow(
@@ -330,6 +339,11 @@ class Preparer:
             )
         if reading is None or not reading.tools:
             raise InvalidRequest(f"tool_choice: {choice!r} needs tools", param="tool_choice")
+        if call.sampling.min_tokens:
+            raise InvalidRequest(
+                f"min_tokens: tool_choice {choice!r} decides when the answer ends; leave min_tokens out",
+                param="min_tokens",
+            )
         return forced_calls(reading.form, reading.tools, choice, parallel, self._specials())
 
     def _specials(self) -> Specials:

@@ -24,9 +24,9 @@ class Preparing:
         self.wake: Callable[[], None] = _ignore
 
     @property
-    def num_unready(self) -> int:
-        """Requests for which nothing can be done now."""
-        return sum(not future.done() for future in self._waiting.values())
+    def num_ready(self) -> int:
+        """Requests that `ready` would hand out."""
+        return sum(future.done() for future in self._waiting.values())
 
     def add(self, request: Request) -> None:
         """Until its grammar is there. A refusal is handed out by `ready` too."""

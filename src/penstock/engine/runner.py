@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from penstock.decoding.drafting.acceptance import SyntheticAcceptance
 from penstock.decoding.params import RowLogprobs
 from penstock.engine.device_thread import DeviceThread, QueuedStep
 from penstock.engine.plan import StepPlan, StepResult
 from penstock.engine.request_rows import BROKEN, RequestRows, TokenSampler
-from penstock.engine.verify import verify
+from penstock.engine.verify_synthetic import verifier
 from penstock.kernels.batch import Batch, LayerKV
 
 
@@ -51,12 +52,15 @@ class ModelRunner:
         num_groups: int,
         block_size: int,
         features_width: int = 0,
+        acceptance: SyntheticAcceptance | None = None,
     ) -> None:
-        """features_width: floats that the model captures of every token."""
+        """features_width: floats that the model captures of every token. acceptance: None where drafts count
+        that are drawn."""
         self._model = model
         self._features_width = features_width
         self._kv = kv
         self._sampler = sampler
+        self._verify = verifier(acceptance)
         self._block_size = block_size
         self._requests = RequestRows(num_slots, max_context, num_groups, block_size)
         self._thread = DeviceThread(self.execute)
@@ -117,7 +121,7 @@ class ModelRunner:
             )
             logits = self._model.logits(hidden[wanted])
             slots, positions = plan.slots[rows], plan.starts[rows] + plan.counts[rows] - widths + 1
-            drawn = verify(self._sampler, logits, ends - widths, slots, positions, drafts)
+            drawn = self._verify(self._sampler, logits, ends - widths, slots, positions, drafts)
             tokens = np.full((plan.num_rows, drawn.tokens.shape[1]), -1, np.int32)
             tokens[rows] = drawn.tokens
             self._requests.write_drawn(slots, positions, drawn.tokens)

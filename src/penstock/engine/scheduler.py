@@ -328,6 +328,11 @@ class Scheduler:
         return DraftStats() if self.drafts is None else self.drafts.stats
 
     @property
+    def has_work(self) -> bool:
+        """A request has a slot or waits for one."""
+        return bool(len(self.running) or self.policy.num_waiting)
+
+    @property
     def running(self) -> np.ndarray:
         """int32[R]: active slots, in no particular order."""
         if self._stale:

@@ -203,7 +203,8 @@ class EngineService:
         return await loop.run_in_executor(self._threads, preparer.prepare, call, key)
 
     def _submit(self, call: Call, prompts: list[Prompt], preparer: Preparer, arrived_s: float) -> OpenCall:
-        opened = OpenCall(call, prompts, preparer.tokenizer, self._transport.abort, arrived_s)
+        synthetic = self.ready is not None and self.ready.synthetic_acceptance
+        opened = OpenCall(call, prompts, preparer.tokenizer, self._transport.abort, arrived_s, synthetic)
         for name in opened.request_ids:
             self._open[name] = opened
         try:
@@ -229,10 +230,13 @@ class EngineService:
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]:
         preparer = self._ready_preparer(model)
         size = sum(len(message.text) for message in messages)
-        return await self._in_thread(size, preparer.chat_tokens, messages, tools, add_generation_prompt)
+        return await self._in_thread(
+            size, preparer.chat_tokens, messages, tools, add_generation_prompt, template_args
+        )
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         preparer = self._ready_preparer(model)

@@ -13,6 +13,12 @@ from penstock.errors import InvalidRequest
 
 def check_supported(call: Call) -> None:
     """Raises InvalidRequest for the first thing in `call` that the engine can't honour."""
+    if call.continue_final:
+        raise _unsupported(
+            "messages",  # in the words that clients of Anthropic's API know
+            "This model does not support assistant message prefill. The conversation must end with a user "
+            "message.",
+        )
     for i, message in enumerate(call.messages):
         for part in message.parts:
             inner = part.content if isinstance(part, ToolResultPart) else ()

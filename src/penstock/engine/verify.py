@@ -39,8 +39,7 @@ def verify(
     """Draw for R rows. Row r's logits are those of `places[r]` and as many after it as it has `drafts`
     (int32[k], () if no row has any); its first token is that of `positions[r]`. All int32[R]. A row has no
     token where that one was forced with an earlier one, after this step had been planned."""
-    firsts = zip(slots.tolist(), positions.tolist(), strict=True)
-    rows = np.array([row for row, (slot, at) in enumerate(firsts) if sampler.known(slot) <= at], np.int32)
+    rows = unknown(sampler, slots, positions)
     tokens: list[list[int]] = [[] for _ in slots]
     parts: dict[int, list[RowLogprobs]] = {}
     while len(rows):
@@ -60,17 +59,25 @@ def verify(
             if known <= len(drafted) and drafted[before:known].tolist() == tokens[row][before:]:
                 goes_on.append(row)
         rows = np.array(goes_on, np.int32)
-    return Drawn(_filled(tokens), {row: _joined(several) for row, several in parts.items()})
+    return Drawn(filled(tokens), {row: joined(several) for row, several in parts.items()})
 
 
-def _filled(tokens: list[list[int]]) -> np.ndarray:
+def unknown(sampler: TokenSampler, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """int32[n]: rows whose token at int32[R] `positions` was not forced with an earlier one."""
+    firsts = zip(slots.tolist(), positions.tolist(), strict=True)
+    return np.array([row for row, (slot, at) in enumerate(firsts) if sampler.known(slot) <= at], np.int32)
+
+
+def filled(tokens: list[list[int]]) -> np.ndarray:
+    """int32[R, S] of R rows, filled up with -1."""
     table = np.full((len(tokens), max([1, *map(len, tokens)])), -1, np.int32)
     for row, several in enumerate(tokens):
         table[row, : len(several)] = several
     return table
 
 
-def _joined(parts: list[RowLogprobs]) -> RowLogprobs:
+def joined(parts: list[RowLogprobs]) -> RowLogprobs:
+    """Those of consecutive positions as one."""
     if len(parts) == 1:
         return parts[0]
     return RowLogprobs(

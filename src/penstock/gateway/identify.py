@@ -57,7 +57,7 @@ def _credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
         found[name] = value
     bearer = found.pop(b"authorization", b"")
     scheme, _, token = bearer.partition(b" ")
-    given = list(found.values())
+    given = [value for value in found.values() if value]  # a variable that is set to nothing is no key
     if scheme.lower() == b"bearer" and token.strip():
         given.append(token.strip())
     return given

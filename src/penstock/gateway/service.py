@@ -1,4 +1,5 @@
-"""ModelService: what the HTTP routes need from whatever answers a Call; EmbeddingService: from what embeds.
+"""What the HTTP routes need: ModelService, which answers a Call; EmbeddingService; ModelLibrary, which keeps
+the models.
 
 Implemented by the local engine (`penstock.engine.service.EngineService`), and later by routers over
 several upstreams. Errors are PenstockErrors: raised when nothing was sent yet, else a `Failure`
@@ -7,13 +8,27 @@ event ends the stream.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
 from penstock.embedding import EmbedCall, Embeddings, ScoreCall, Scores
 
-__all__ = ["EmbeddingService", "Health", "ModelCard", "ModelService"]
+__all__ = [
+    "EmbeddingService",
+    "Health",
+    "LibraryModel",
+    "ModelCard",
+    "ModelLibrary",
+    "ModelService",
+    "ModelSheet",
+    "Progress",
+]
+
+# (phase, bytes done, bytes in total or None); may be called from any thread. What it raises ends the work.
+Progress = Callable[[str, int, int | None], None]
 
 
 class ModelService(Protocol):
@@ -42,6 +57,7 @@ class ModelService(Protocol):
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         add_generation_prompt: bool,
+        template_args: dict[str, Any] | None = None,
     ) -> list[int]: ...
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...
@@ -71,3 +87,63 @@ class EmbeddingService(Protocol):
     async def score(self, call: ScoreCall) -> Scores: ...
 
     async def close(self) -> None: ...
+
+
+class LibraryModel(Struct, frozen=True):
+    """A model of this machine. Of one that can't be served the fields behind `digest` are empty.
+
+    modified: Unix seconds. digest: 64 hexadecimal digits of the content. storage: element type that most
+    weights have. context: tokens, the declared longest one.
+    """
+
+    name: str
+    size_bytes: int
+    modified: float
+    digest: str
+    format: str = ""
+    architecture: str = ""
+    parameters: int = 0
+    storage: str = ""
+    context: int = 0
+
+
+class ModelSheet(Struct, frozen=True):
+    """Everything about one model. info: key-values under GGUF's names. template: Jinja, "" for none.
+
+    capabilities: of "completion", "tools", "thinking".
+    """
+
+    model: LibraryModel
+    info: dict[str, Any]
+    template: str
+    capabilities: tuple[str, ...]
+    source: str
+    license: str = ""
+
+
+class ModelLibrary(Protocol):
+    """The models of this machine: those served and those in the model store.
+
+    Methods wait for disks and networks: call them from a thread. Errors are PenstockErrors, NotFound for
+    an unknown name. Implemented by `penstock.gateway.local_library.LocalLibrary`.
+    """
+
+    def entries(self) -> list[LibraryModel]:
+        """By name."""
+        ...
+
+    def show(self, name: str) -> ModelSheet: ...
+
+    def pull(self, name: str, progress: Progress) -> None:
+        """Bring a model into the store: a catalogue or hub name, a local file or folder."""
+        ...
+
+    def create(self, name: str, source: str, progress: Progress) -> None:
+        """A model `name` of the store with the files of `source`: another model, a local file or folder."""
+        ...
+
+    def copy(self, source: str, destination: str) -> None: ...
+
+    def delete(self, name: str) -> None:
+        """Raises InvalidRequest for a model that is served."""
+        ...

@@ -112,10 +112,10 @@ class Model:
         """int32[n] -> float32[n, d]: rows of the embedding, not scaled."""
         return np.asarray(self.ops.embed(self._embed, tokens, 1.0))
 
-    def first_layers(self, count: int) -> Model:
-        """The first `count` layers and the head, over the same weights; its KV is that of these layers."""
-        spec = msgspec.structs.replace(self.spec, layers=self.spec.layers[:count])
-        layers = [tensors for _, tensors in self._layers[:count]]
+    def with_layers(self, kept: Sequence[int]) -> Model:
+        """Some of the layers, ascending, and the head, over the same weights. Its KV is theirs."""
+        spec = msgspec.structs.replace(self.spec, layers=tuple(self.spec.layers[i] for i in kept))
+        layers = [self._layers[i][1] for i in kept]
         return Model(spec, self.ops, self._weights, layers, self.context)
 
     def logits(self, hidden: Any) -> Any:

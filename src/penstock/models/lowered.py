@@ -54,11 +54,13 @@ class LoweredModel:
             self.executable.bind_kv(pool.data, pool.layout)
             self._bound = pool
 
-    def first_layers(self, count: int, kv: NativePool) -> LoweredModel:
-        """The first `count` layers and the head, over the same weights and the pool of all layers."""
-        spec = msgspec.structs.replace(self.spec, layers=self.spec.layers[:count])
-        model = LoweredModel(spec, self._backend, self._weights, self._layers[:count], self.context)
-        layout = msgspec.structs.replace(kv.layout, layer_place=kv.layout.layer_place[:count])
+    def with_layers(self, kept: Sequence[int], kv: NativePool) -> LoweredModel:
+        """Some of the layers, ascending, and the head, over the same weights and the pool of all layers."""
+        spec = msgspec.structs.replace(self.spec, layers=tuple(self.spec.layers[i] for i in kept))
+        layers = [self._layers[i] for i in kept]
+        model = LoweredModel(spec, self._backend, self._weights, layers, self.context)
+        places = tuple(kv.layout.layer_place[i] for i in kept)
+        layout = msgspec.structs.replace(kv.layout, layer_place=places)
         model.bind(NativePool(kv.data, layout))
         return model
 

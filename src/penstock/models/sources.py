@@ -18,6 +18,7 @@ from penstock.models.store import Progress, StoredModel, store_folder
 __all__ = [
     "Progress",
     "StoredModel",
+    "copy",
     "is_present",
     "list_models",
     "public_name",
@@ -111,17 +112,37 @@ def list_models() -> list[StoredModel]:
     return store.entries()
 
 
-def remove(name: str) -> None:
-    """Take a model out of the store; one that is being served goes on from its open files.
+def copy(name: str, new: str) -> Path:
+    """Give a model of the store a second name; returns the copy's path. Removing one leaves the other.
 
-    Raises NotFound naming near matches. Files outside the store are never touched.
+    Raises NotFound naming near matches, InvalidRequest for a name that is taken or can't be one.
     """
     key = _key(name)
     if key is None or store.find_entry(key) is None:
         raise NotFound(_unknown(name))
+    if not store.is_key(new) or new.endswith(".gguf"):
+        raise InvalidRequest(
+            f"{new}: not a name for a model; take letters, digits, - _ . + % @, no .gguf at the end"
+        )
+    with store.locked(new, _silent):
+        if new in ENTRIES or store.find_entry(new) is not None:
+            raise InvalidRequest(f"{new}: a model of that name exists; `penstock rm {new}`, or another name")
+        return store.duplicate(key, new)
+
+
+def remove(name: str) -> Path:
+    """Take a model out of the store; one that is being served goes on from its open files.
+
+    Returns where it was. Raises NotFound naming near matches. Files outside the store are never touched.
+    """
+    key = _key(name)
+    found = None if key is None else store.find_entry(key)
+    if key is None or found is None:
+        raise NotFound(_unknown(name))
     with store.locked(key, _silent):
         if store.find_entry(key) is not None:  # another process may have been first
             store.discard(key)
+    return found
 
 
 def _key(name: str) -> str | None:

@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -55,6 +56,7 @@ class StoredModel(Struct, frozen=True):
     path: Path
     size_bytes: int
     source: str
+    modified_at: datetime  # UTC
 
 
 def store_folder() -> Path:
@@ -125,11 +127,12 @@ def entries() -> list[StoredModel]:
         if not is_key(path.name):
             continue
         record = read_record(path.name) if path.is_dir() else None
+        modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         if record is not None:
-            models.append(StoredModel(record.name, path / record.path, _size(path), record.source))
+            models.append(StoredModel(record.name, path / record.path, _size(path), record.source, modified))
         elif path.is_dir() or path.suffix == ".gguf":
             name = path.name if path.is_dir() else path.stem
-            models.append(StoredModel(name, path, _size(path), "put there by hand"))
+            models.append(StoredModel(name, path, _size(path), "put there by hand", modified))
     return sorted(models, key=lambda model: model.name)
 
 
@@ -181,6 +184,25 @@ def install(key: str, folder: Path, record: Record) -> Path:
         _trash(key, target)
     folder.rename(target)
     return target / record.path if record.path else target
+
+
+def duplicate(key: str, new: str) -> Path:
+    """A second entry of the same files, as hard links: entries never change in place. For the holder of
+    `new`'s lock; `key` is an entry, `new` is none. Returns the copy's model."""
+    source = entry_folder(key)
+    if not source.is_dir():
+        file = source if source.is_file() else source.with_name(f"{key}.gguf")
+        target = entry_folder(new).with_name(f"{new}.gguf")
+        os.link(file, target)
+        return target
+    folder = work_folder(new)
+    shutil.copytree(source, folder, copy_function=os.link, dirs_exist_ok=True)
+    record = read_record(key)
+    if record is not None:
+        (folder / RECORD_NAME).unlink()
+        return install(new, folder, msgspec.structs.replace(record, name=new))
+    folder.rename(entry_folder(new))
+    return entry_folder(new)
 
 
 def discard(key: str) -> None:

@@ -2,6 +2,7 @@
 
 It implements `penstock.engine.plan.Device`, so scheduler, KV and policies run unchanged. Tokens are
 a fixed function of the position: the same request gets the same tokens at every asynchronous depth.
+Drafts count that are these tokens, or by chance, as the acceptance says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from msgspec import Struct
 
+from penstock.decoding.drafting.acceptance import SyntheticAcceptance
+from penstock.decoding.sampling import SEED_MASK
 from penstock.engine.plan import StepPlan, StepResult
 from penstock.simulate.clock import VirtualClock
 
@@ -39,18 +42,25 @@ class StepTime(Struct, frozen=True):
 
 
 class SimStep:
-    def __init__(self, device: SimDevice, plan: StepPlan, ends_s: float) -> None:
-        self._device, self._plan, self._ends_s = device, plan, ends_s
+    def __init__(self, device: SimDevice, result: StepResult, ends_s: float) -> None:
+        self._device, self._result, self._ends_s = device, result, ends_s
 
     def wait(self) -> StepResult:
         self._device.clock.advance_to(self._ends_s)
-        return StepResult(step=self._plan.step, tokens=sim_tokens(self._plan))
+        return self._result
 
 
 class SimDevice:
-    def __init__(self, clock: VirtualClock, step_time: Callable[[StepPlan], float]) -> None:
+    def __init__(
+        self,
+        clock: VirtualClock,
+        step_time: Callable[[StepPlan], float],
+        acceptance: SyntheticAcceptance | None = None,
+    ) -> None:
         self.clock = clock
         self._step_time = step_time
+        self._acceptance = acceptance
+        self._seeds: dict[int, int] = {}  # by slot
         self._free_s = clock()
         self.busy_s = 0.0
         self.steps = 0
@@ -61,7 +71,25 @@ class SimDevice:
         self._free_s = max(self._free_s, self.clock()) + duration
         self.busy_s += duration
         self.steps += 1
-        return SimStep(self, plan, self._free_s)
+        self._seeds |= {each.slot: each.sampling.seed & SEED_MASK for each in plan.admissions}
+        tokens = sim_tokens(plan) if plan.draft_counts is None else self._verified(plan)
+        return SimStep(self, StepResult(step=plan.step, tokens=tokens), self._free_s)
+
+    def _verified(self, plan: StepPlan) -> np.ndarray:
+        """int32[R, S]: of each row the drafts that count, and a token after them."""
+        assert plan.draft_counts is not None
+        tokens = np.full((plan.num_rows, 1 + int(plan.draft_counts.max())), -1, np.int32)
+        for row in np.flatnonzero(plan.samples).tolist():
+            drafts = plan.drafts_of(row)
+            first = int(plan.starts[row] + plan.counts[row]) - len(drafts)
+            own = _tokens_at(first + np.arange(len(drafts) + 1))
+            if self._acceptance is not None:
+                count = self._acceptance.accepted(self._seeds[int(plan.slots[row])], first, len(drafts))
+            else:
+                count = int(np.append(drafts != own[:-1], True).argmax())
+            tokens[row, :count] = drafts[:count]
+            tokens[row, count] = own[count]
+        return tokens
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -69,5 +97,8 @@ class SimDevice:
 
 def sim_tokens(plan: StepPlan) -> np.ndarray:
     """int32[R]: a token per sampling row that depends on its position only, -1 elsewhere."""
-    positions = plan.starts + plan.counts
-    return np.where(plan.samples, 100 + positions % 1000, -1).astype(np.int32)
+    return np.where(plan.samples, _tokens_at(plan.starts + plan.counts), -1).astype(np.int32)
+
+
+def _tokens_at(positions: np.ndarray) -> np.ndarray:
+    return np.asarray(100 + positions % 1000)

@@ -15,15 +15,21 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
+from penstock.config import SpeculationSettings
+from penstock.decoding.drafting.drafter import HostDrafter
 from penstock.decoding.params import TokenSampling
 from penstock.engine.build import assemble_core
+from penstock.engine.drafts.make import host_drafter, synthetic_acceptance
 from penstock.engine.loop import EngineCore
 from penstock.engine.messages import Delta, Submit, pack_tokens
 from penstock.engine.shape import CoreShape
 from penstock.kv.groups import LayerKV, plan_layout
+from penstock.kv.resource import KVResource
 from penstock.simulate.clock import VirtualClock
 from penstock.simulate.device import SimDevice, StepTime
 from penstock.simulate.trace import TraceRequest, prompt_tokens
+
+VOCAB_SIZE = 32_000
 
 
 class ReplaySettings(Struct, frozen=True, kw_only=True):
@@ -35,6 +41,7 @@ class ReplaySettings(Struct, frozen=True, kw_only=True):
     async_depth: int = 1
     prefix_cache: bool = True
     windows: tuple[int | None, ...] = (None,)  # one layer each: full attention or a sliding window
+    speculation: SpeculationSettings | None = None  # of a method that needs no model
 
 
 class ReplayReport(Struct, frozen=True, kw_only=True):
@@ -54,6 +61,9 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
     ttft_p99_s: float
     itl_p50_s: float
     itl_p99_s: float
+    draft_steps: int = 0  # of one request each
+    draft_tokens: int = 0
+    accepted_tokens: tuple[int, ...] = ()  # by place in the draft
 
     @property
     def speedup(self) -> float:
@@ -103,8 +113,16 @@ def build_sim_core(
         max_queue=2**31,
         prefix_cache=settings.prefix_cache,
         namespace=b"simulated",
+        speculation=settings.speculation,
     )
-    return assemble_core(shape, SimDevice(clock, step_time), sink, clock)  # type: ignore[arg-type]
+    speculation = settings.speculation
+    device = SimDevice(clock, step_time, synthetic_acceptance(speculation))
+
+    def drafter(kv: KVResource) -> HostDrafter:
+        assert speculation is not None
+        return host_drafter(speculation, VOCAB_SIZE)
+
+    return assemble_core(shape, device, sink, clock, make_drafter=drafter)  # type: ignore[arg-type]
 
 
 def replay(trace: Sequence[TraceRequest], settings: ReplaySettings, step_time: StepTime) -> ReplayReport:
@@ -137,6 +155,9 @@ def replay(trace: Sequence[TraceRequest], settings: ReplaySettings, step_time: S
         ttft_p99_s=_percentile(recorder.ttft, 99),
         itl_p50_s=_percentile(recorder.gaps, 50),
         itl_p99_s=_percentile(recorder.gaps, 99),
+        draft_steps=progress.draft_steps,
+        draft_tokens=progress.draft_tokens,
+        accepted_tokens=progress.accepted_tokens,
     )
 
 
@@ -162,8 +183,8 @@ def _run(
 
 
 def _submit(request: TraceRequest, serial: int) -> Submit:
-    tokens = prompt_tokens(request, serial, vocab_size=32000)
-    sampling = TokenSampling(max_tokens=max(1, request.output_len), seed=0)
+    tokens = prompt_tokens(request, serial, VOCAB_SIZE)
+    sampling = TokenSampling(max_tokens=max(1, request.output_len), seed=serial)
     return Submit(id=str(serial), tokens=pack_tokens(tokens), sampling=sampling)
 
 

@@ -1,0 +1,1 @@
+"""Durable state: one SQL layer over SQLite or PostgreSQL. A leaf: it imports no layer."""

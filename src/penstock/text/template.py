@@ -7,6 +7,9 @@ tokens by role (`bos_token`, …) and the caller's `template_args`.
 A model without a template gets ChatML if its vocabulary has `<|im_start|>` and `<|im_end|>`; any other is
 refused for chat, because a guessed format answers badly without telling so.
 
+A template that refuses a conversation with a later system message, or with two messages of the user's in
+succession, gets it as alternating turns (`template_messages.plain_turns`): agents send both.
+
 Errors are InvalidRequest: a template's own `raise_exception` with its message, everything else with
 what went wrong, because both depend on the messages that were sent.
 """
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.call import Message, ToolSpec
 from penstock.errors import InvalidRequest
-from penstock.text.template_messages import message_dicts, tool_dicts
+from penstock.text.template_messages import message_dicts, plain_turns, tool_dicts
 from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -117,6 +120,9 @@ class ChatTemplate:
         try:
             return template_sandbox.render(template, variables)
         except jinja2.TemplateError as error:
+            plain = plain_turns(messages)
+            if plain != list(messages):
+                return self.render(plain, tools, add_generation_prompt, **template_args)
             raise InvalidRequest(error.message or type(error).__name__, param="messages") from None
         except Exception as error:  # noqa: BLE001  (a template may raise anything; it is the request's fault)
             reason = f"{type(error).__name__}: {error}"

@@ -7,7 +7,9 @@ is normalized here, once:
 - tool call arguments are an object. Text that is no JSON object (a model's own slip, sent back in the
   history) stays text, so that the conversation can go on.
 - each tool result is a message of role "tool" with `tool_call_id` and the tool's `name`.
-- reasoning is `reasoning_content` (and `thinking`, gpt-oss' word for it).
+- results that follow each other stand in the order of their calls: many templates show no ids.
+- reasoning is `reasoning_content` (and `thinking`, gpt-oss' word for it). What carries a signature is another
+  server's, which alone can check it, and is left out.
 - an assistant message with tool calls and no text has content "" (many templates join strings), or
   None where the template asks for it (`content is none`, DeepSeek's).
 - "developer" becomes "system" unless the template speaks of developers.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from penstock.call import ImagePart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, ToolSpec
@@ -33,7 +36,7 @@ def message_dicts(messages: Sequence[Message], source: str) -> list[dict[str, An
     names: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     empty = None if _ASKS_FOR_NONE.search(source) else ""
-    for message in messages:
+    for message in _in_order_of_calls(messages):
         names.update({part.id: part.name for part in message.parts if isinstance(part, ToolCallPart)})
         results = [part for part in message.parts if isinstance(part, ToolResultPart)]
         found.extend(_result(part, message.name or names.get(part.id)) for part in results)
@@ -42,12 +45,52 @@ def message_dicts(messages: Sequence[Message], source: str) -> list[dict[str, An
     return found
 
 
+def plain_turns(messages: Sequence[Message]) -> list[Message]:
+    """The same for a template that takes one system message, at the head, and turns that alternate: later
+    system messages are the user's, and what the user says in several messages is one."""
+    found: list[Message] = []
+    for message in messages:
+        if found and message.role in ("system", "developer"):
+            message = Message("user", message.parts)
+        last = found[-1] if found else None
+        if last is not None and last.role == message.role == "user" and last.name == message.name:
+            found[-1] = Message("user", (*last.parts, TextPart("\n\n"), *message.parts), message.name)
+        else:
+            found.append(message)
+    return found
+
+
+def _in_order_of_calls(messages: Sequence[Message]) -> list[Message]:
+    """Results that follow a message with their calls, each a message, in the order of those calls; results
+    whose call is not there stay behind the others."""
+    found: list[Message] = []
+    order: dict[str, int] = {}
+    for are_results, group in groupby(messages, lambda message: _answered(message) is not None):
+        run = list(group)
+        if not are_results:
+            calls = [part.id for part in run[-1].parts if isinstance(part, ToolCallPart)]
+            order = {call: place for place, call in reversed(list(enumerate(calls)))}
+        found.extend(_sorted(run, order) if are_results else run)
+    return found
+
+
+def _sorted(results: list[Message], order: dict[str, int]) -> list[Message]:
+    return sorted(results, key=lambda message: order.get(_answered(message) or "", len(order)))
+
+
+def _answered(message: Message) -> str | None:
+    """The id of the call whose one result a message is."""
+    part = message.parts[0] if len(message.parts) == 1 else None
+    return part.id if isinstance(part, ToolResultPart) else None
+
+
 def _message(message: Message, empty: str | None, knows_developer: bool) -> dict[str, Any]:
     role = "system" if message.role == "developer" and not knows_developer else message.role
     calls = [_call(part) for part in message.parts if isinstance(part, ToolCallPart)]
     text = _text(message.parts)
     found: dict[str, Any] = {"role": role, "content": empty if calls and not text else text}
-    reasoning = "".join(part.text for part in message.parts if isinstance(part, ReasoningPart))
+    thoughts = (part for part in message.parts if isinstance(part, ReasoningPart))
+    reasoning = "".join(part.text for part in thoughts if part.signature is None)
     if reasoning:
         found["thinking"] = found["reasoning_content"] = reasoning
     if message.name is not None:

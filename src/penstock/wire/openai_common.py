@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -194,15 +195,21 @@ def write_common(call: Call) -> dict[str, Any]:
 
 
 def decode_request(
-    body: bytes, decoder: msgspec.json.Decoder[R], known: frozenset[str]
+    body: bytes,
+    decoder: msgspec.json.Decoder[R],
+    known: frozenset[str],
+    allowed: Mapping[str, str] | None = None,
 ) -> tuple[R, dict[str, Any]]:
-    """(request, unknown fields). Raises InvalidRequest naming the field, the value and the limit."""
+    """(request, unknown fields). Raises InvalidRequest naming the field, the value and the limit.
+
+    `allowed`: the choices of fields that have some, by name, as an error shows them; None: OpenAI's.
+    """
     try:
         request = decoder.decode(body)
         fields = _fields_decoder.decode(body)
         extra = {name: msgspec.json.decode(raw) for name, raw in fields.items() if name not in known}
     except msgspec.ValidationError as error:
-        raise _explain(str(error), body) from None
+        raise _explain(str(error), body, _ALLOWED if allowed is None else allowed) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, body) from None
     return request, extra
@@ -231,7 +238,7 @@ def _malformed(error: Exception, body: bytes) -> InvalidRequest:
     return InvalidRequest(f"body: not valid JSON: {error}")
 
 
-def _explain(text: str, body: bytes) -> InvalidRequest:
+def _explain(text: str, body: bytes, choices: Mapping[str, str]) -> InvalidRequest:
     """msgspec's "Expected X - at `$.path`" as a message with the value that was given."""
     match = _AT.fullmatch(text)
     assert match is not None  # the pattern's parts are all optional
@@ -244,7 +251,7 @@ def _explain(text: str, body: bytes) -> InvalidRequest:
     if not path:
         return InvalidRequest(f"body: {what}")
     if what.startswith("Invalid"):
-        allowed = _ALLOWED.get(path.rpartition(".")[2])
+        allowed = choices.get(path.rpartition(".")[2])
         what = f"expected one of {allowed}" if allowed else "no such choice"
     given = _value_at(body, match["path"])
     shown = f"got {given}; " if given else ""
@@ -294,13 +301,15 @@ class CompletionDetails(Struct):
 
 
 class SpeculationBody(Struct):
-    """A field of ours. `num_steps`: steps that verified drafts."""
+    """A field of ours. `num_steps`: steps that verified drafts. `synthetic`: drafts counted by chance, the
+    answer is not the model's."""
 
     num_steps: int
     num_draft_tokens: int
     num_accepted_tokens: int
     mean_acceptance_length: float
     draft_acceptance_rate: float
+    synthetic: bool
 
 
 class UsageBody(Struct):
@@ -329,6 +338,7 @@ def usage_body(usage: Usage) -> UsageBody:
             accepted,
             found.mean_acceptance_length,
             accepted / drafted if drafted else 0.0,
+            found.synthetic,
         )
         if found
         else UNSET,

@@ -197,12 +197,13 @@ def _write_content(
     return [
         TextContent(part.text)
         if isinstance(part, TextPart)
-        else ImageContent(ImageUrl(_image_url(part), part.detail))
+        else ImageContent(ImageUrl(image_url(part), part.detail))
         for part in parts
     ]
 
 
-def _image_url(part: ImagePart) -> str:
+def image_url(part: ImagePart) -> str:
+    """Its URL; bytes become a data: URL."""
     if part.url is not None:
         return part.url
     import base64

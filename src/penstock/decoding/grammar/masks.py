@@ -77,9 +77,7 @@ class GrammarMasks:
             self._gates[slot] = Gate(thinking, matcher, tokens[:prompt_len], self._guard.ends)
         leads = self._gates[slot] is not None
         for token in tokens[prompt_len:].tolist():
-            if not self._consumed(slot, matcher, token):
-                self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
-                break
+            self.record(slot, token)
         return leads
 
     def any_of(self, slots: np.ndarray) -> bool:
@@ -111,7 +109,7 @@ class GrammarMasks:
         return masks, broken
 
     def record(self, slot: int, token: int) -> None:
-        """The token was drawn."""
+        """The token came."""
         matcher = self._matchers[slot]
         if matcher is None or slot in self._broken:
             return
@@ -121,10 +119,11 @@ class GrammarMasks:
         assert self._guard is not None
         gate = self._gates[slot]
         if token in self._guard.ends and (gate is None or gate.asks_grammar):
-            # What a step in flight still draws for this row is dropped.
+            # What a step in flight still draws for this row is dropped; where min_tokens or no stop id keeps
+            # the request going, what follows has no form.
             self._matchers[slot] = None
         elif not self._consumed(slot, matcher, token):
-            self._broken[slot] = f"token {token} was drawn against its grammar"
+            self._broken[slot] = f"token {token} of the answer is not what its grammar allows"
 
     def _consumed(self, slot: int, matcher: Matcher, token: int) -> bool:
         """False if the grammar does not allow the token."""
@@ -183,7 +182,7 @@ class GrammarMasks:
         matcher, loops = self._matchers[slot], self._loops[slot]
         assert matcher is not None and loops is not None and self._guard is not None
         loops.plan(matcher)
-        if loops.is_binding:
+        if loops.is_binding or self._gates[slot] is not None:
             return None
         for token in candidates:
             if token in self._guard.ends:

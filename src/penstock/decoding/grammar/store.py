@@ -3,13 +3,15 @@
 Invariants: one compilation per spec, whoever asks for it meanwhile; at most `entries` compiled ones are kept,
 the least recently used goes first; at most `pending` wait, beyond it a request is told to come back. What a
 request holds stays known while it lives, whatever was forgotten meanwhile: no step compiles it again.
-What took too long is not remembered: the machine may have been busy.
+What took too long is not remembered. What counts is the processor's time, where the system tells it: on a
+busy machine a simple schema waits longer, and is not refused for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
@@ -22,7 +24,33 @@ from penstock.errors import EngineUnavailable, InvalidRequest, Overloaded
 ENTRIES = 256
 PENDING = 128
 WORKERS = 2
-COMPILE_S = 10.0  # a request waits no longer for its grammar
+COMPILE_S = 10.0  # of a processor, for one grammar
+RECHECK_S = 0.25  # between two looks at a compilation that was kept from running
+WAIT_S = 60.0  # by the clock: a request waits no longer for its grammar
+
+
+class _Making:
+    """The processor's time that one compilation has taken, as seen from any thread."""
+
+    def __init__(self) -> None:
+        self.asked_s = time.monotonic()
+        self._clock: int | None = None
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """In the thread that compiles."""
+        if hasattr(time, "pthread_getcpuclockid"):
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            self._began_s = time.clock_gettime(clock)
+            self._clock = clock
+
+    def left_s(self, compile_s: float, wait_s: float) -> float:
+        """Until it has had its time at the earliest; 0.0 if that is over. Before its end only."""
+        waited = time.monotonic() - self.asked_s
+        if self._clock is None:
+            return max(0.0, wait_s - waited)
+        used = time.clock_gettime(self._clock) - self._began_s
+        return max(0.0, min(compile_s - used, wait_s - waited))
 
 
 class GrammarStore:
@@ -32,13 +60,15 @@ class GrammarStore:
         vocabulary: Callable[[], Vocabulary],
         entries: int = ENTRIES,
         pending: int = PENDING,
-        patience_s: float = COMPILE_S,
+        compile_s: float = COMPILE_S,
+        wait_s: float = WAIT_S,
     ) -> None:
         self._backend = backend
         self.vocabulary = vocabulary
         self._entries = entries
         self._pending = pending
-        self._patience_s = patience_s
+        self._compile_s = compile_s
+        self._wait_s = wait_s
         self._lock = threading.Lock()
         self._found: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()
         self._held: WeakValueDictionary[GrammarSpec, CompiledGrammar] = WeakValueDictionary()
@@ -64,15 +94,37 @@ class GrammarStore:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="penstock-grammar")
             self._open += 1
-            made = self._workers.submit(self._backend.compile, spec)
+            making = _Making()
+            made = self._workers.submit(self._make, spec, making)
             future = self._found[spec] = Future()
             while len(self._found) > self._entries:
                 self._found.popitem(last=False)
-        late = threading.Timer(self._patience_s, self._give_up, (spec, future))
-        late.daemon = True
-        late.start()
-        made.add_done_callback(lambda done: self._deliver(done, spec, future, late))
+        self._watch(spec, made, future, making)
+        made.add_done_callback(lambda done: self._deliver(done, spec, future))
         return future
+
+    def _make(self, spec: GrammarSpec, making: _Making) -> CompiledGrammar:
+        making.begin()
+        return self._backend.compile(spec)
+
+    def _watch(
+        self,
+        spec: GrammarSpec,
+        made: Future[CompiledGrammar],
+        future: Future[CompiledGrammar],
+        making: _Making,
+    ) -> None:
+        """Give it up when its time is over."""
+        if made.done():
+            return
+        left_s = making.left_s(self._compile_s, self._wait_s)
+        if left_s <= 0.0:
+            self._give_up(spec, future)
+            return
+        timer = threading.Timer(max(left_s, RECHECK_S), self._watch, (spec, made, future, making))
+        timer.daemon = True
+        timer.start()
+        made.add_done_callback(lambda _: timer.cancel())
 
     def compiled(self, spec: GrammarSpec) -> CompiledGrammar:
         """Waits for it where it must."""
@@ -83,13 +135,8 @@ class GrammarStore:
             self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _deliver(
-        self,
-        made: Future[CompiledGrammar],
-        spec: GrammarSpec,
-        future: Future[CompiledGrammar],
-        late: threading.Timer,
+        self, made: Future[CompiledGrammar], spec: GrammarSpec, future: Future[CompiledGrammar]
     ) -> None:
-        late.cancel()
         with self._lock:
             self._open -= 1
             if not made.cancelled() and made.exception() is None:
@@ -109,6 +156,7 @@ class GrammarStore:
         with contextlib.suppress(InvalidStateError):  # it came at this very moment
             future.set_exception(
                 InvalidRequest(
-                    f"grammar: it takes longer than {self._patience_s:g} s to compile; make it simpler"
+                    f"grammar: it takes longer than {self._compile_s:g} s of a processor, or "
+                    f"{self._wait_s:g} s by the clock, to compile; make it simpler"
                 )
             )

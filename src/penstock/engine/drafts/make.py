@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.config import FEATURE_METHODS, EngineSettings, SpeculationSettings
+from penstock.decoding.drafting.acceptance import SyntheticAcceptance
 from penstock.decoding.drafting.drafter import HostDrafter
 from penstock.errors import ConfigError, ModelRefused
 from penstock.kv.groups import LayerKV, plan_layout
@@ -28,6 +29,19 @@ def make_drafter(
     speculation = settings.speculation
     assert speculation is not None, "no drafter is named"
     match speculation.method:
+        case "self":
+            return _own_layers(speculation, model, pool, shape, kv)
+        case "draft":
+            return _draft_model(settings, speculation, model, shape)
+        case "dflash" | "eagle" | "mtp":
+            return _feature_drafter(speculation, model, shape)
+        case _:
+            return host_drafter(speculation, model.spec.vocab_size)
+
+
+def host_drafter(speculation: SpeculationSettings, vocab_size: int) -> HostDrafter:
+    """One that knows tokens only. ConfigError for a method that runs a model."""
+    match speculation.method:
         case "ngram":
             from penstock.decoding.drafting.ngram import NgramDrafter
 
@@ -36,12 +50,21 @@ def make_drafter(
             from penstock.decoding.drafting.suffix import SuffixDrafter
 
             return SuffixDrafter()
-        case "self":
-            return _first_layers(speculation, model, pool, shape, kv)
-        case "draft":
-            return _draft_model(settings, speculation, model, shape)
-        case "dflash" | "eagle" | "mtp":
-            return _feature_drafter(speculation, model, shape)
+        case "synthetic":
+            from penstock.decoding.drafting.synthetic import SyntheticDrafter
+
+            return SyntheticDrafter(vocab_size)
+        case method:
+            raise ConfigError(
+                f"speculation.method: {method} runs a model; here it is ngram, suffix or synthetic"
+            )
+
+
+def synthetic_acceptance(speculation: SpeculationSettings | None) -> SyntheticAcceptance | None:
+    """How drafts are accepted if not by what the model says; None if they are."""
+    if speculation is None or speculation.synthetic_acceptance is None:
+        return None
+    return SyntheticAcceptance(speculation.synthetic_acceptance, speculation.k)
 
 
 def captured_layers(speculation: SpeculationSettings | None, spec: DecoderSpec) -> tuple[int, ...]:
@@ -79,21 +102,19 @@ def _feature_drafter(
     return FeatureDrafter(network, pool, shape.prefix_cache)
 
 
-def _first_layers(
+def _own_layers(
     speculation: SpeculationSettings, model: Model | LoweredModel, pool: Any, shape: CoreShape, kv: KVResource
 ) -> HostDrafter:
-    from penstock.engine.drafts.model_drafter import ModelDrafter, SharedBlocks, greedy
-    from penstock.models.lowered import LoweredModel
+    from penstock.engine.drafts.model_drafter import ModelDrafter, SharedBlocks, greedy_with_layers
 
     total = len(model.spec.layers)
-    count = speculation.layers or max(1, total // 3)
-    if count >= total:
-        raise ConfigError(f"speculation.layers: {count} of the model's {total}; leave at least one out")
-    if isinstance(model, LoweredModel):
-        forward = greedy(model.first_layers(count, pool), pool)
-    else:
-        forward = greedy(model.first_layers(count), pool[:count])
-    return ModelDrafter("self", forward, SharedBlocks(kv), shape.token_budget)
+    layers = speculation.layers or max(1, total // 3)
+    kept = tuple(range(layers)) if isinstance(layers, int) else layers
+    if len(kept) >= total:
+        raise ConfigError(f"speculation.layers: {len(kept)} of the model's {total}; leave at least one out")
+    if kept[-1] >= total:
+        raise ConfigError(f"speculation.layers: {kept[-1]}; the model's are 0 to {total - 1}")
+    return ModelDrafter("self", greedy_with_layers(model, kept, pool), SharedBlocks(kv), shape.token_budget)
 
 
 def _draft_model(

@@ -6,9 +6,11 @@ is the likeliest token. What they keep of a request is KV of its tokens, in bloc
     draft  a model of its own, with its own backend, weights and pool of blocks. It computes what it has not
            seen, whoever computed it before for the target: a prefix hit of the target's is none of its own.
            A request for which its pool has no room is not drafted for
-    self   the first layers of the target, then its head (early exit, arXiv:2404.16710). Their KV of
-           verified tokens is the target's, so there is nothing to catch up; drafts write theirs to the
-           blocks reserved ahead, and verification writes the same again
+    self   some layers of the target, then its head: the first ones (early exit, arXiv:2404.16710) or any
+           (arXiv:2309.08168). Their KV of verified tokens is the target's, so there is nothing to catch up.
+           Drafts write theirs to the blocks reserved ahead, at positions that the target has yet to compute,
+           and it computes, so writes, every position before it reads it: behind a layer left out what a
+           draft wrote differs from it, and is never seen by more than the drafts that follow
 
 Source of the method: arXiv:2211.17192.
 """
@@ -45,8 +47,8 @@ class DraftBlocks(Protocol):
         """Hold blocks for tokens [0, upto). False if there are none left; nothing changed then."""
         ...
 
-    def computed(self, slot: int) -> int:
-        """Leading tokens whose KV others have written."""
+    def computed(self, slot: int, written: int) -> int:
+        """Leading tokens whose KV is right, of which the drafter wrote that of `written`."""
         ...
 
     def release(self, slot: int) -> None: ...
@@ -77,8 +79,8 @@ class OwnBlocks:
         self._held[slot] = want
         return True
 
-    def computed(self, slot: int) -> int:
-        return 0
+    def computed(self, slot: int, written: int) -> int:
+        return written
 
     def release(self, slot: int) -> None:
         for table in self.tables:
@@ -96,22 +98,22 @@ class SharedBlocks:
     def reach(self, slot: int, upto: int) -> bool:
         return self._kv.reserve(slot, upto) is Grant.GRANTED
 
-    def computed(self, slot: int) -> int:
-        return int(self._kv.committed[slot])
+    def computed(self, slot: int, written: int) -> int:
+        return int(self._kv.committed[slot])  # what drafts wrote may differ from what the target will
 
     def release(self, slot: int) -> None:
         pass
 
 
 class _Request:
-    """tokens: known ones; computed: leading tokens whose KV is right; drafted: the last drafts, from position
-    `drafted_at` on: the KV of all but the last of them was written."""
+    """tokens: known ones; written: leading tokens whose KV the drafter wrote; drafted: the last drafts, from
+    position `drafted_at` on: the KV of all but the last of them was written."""
 
-    __slots__ = ("computed", "drafted", "drafted_at", "tokens")
+    __slots__ = ("drafted", "drafted_at", "tokens", "written")
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
-        self.computed = 0
+        self.written = 0
         self.drafted: list[int] = []
         self.drafted_at = 0
 
@@ -121,7 +123,7 @@ class _Request:
             position = self.drafted_at + place
             if position >= len(self.tokens) or self.tokens[position] != draft:
                 break
-            self.computed = max(self.computed, position + 1)
+            self.written = max(self.written, position + 1)
 
 
 class ModelDrafter:
@@ -188,9 +190,8 @@ class ModelDrafter:
         starts = {}
         for slot in slots:
             request = self._requests[slot]
-            request.computed = max(request.computed, self._blocks.computed(slot))
             # At least the last token is computed: its logits are the answer.
-            starts[slot] = min(request.computed, len(request.tokens) - 1)
+            starts[slot] = min(self._blocks.computed(slot, request.written), len(request.tokens) - 1)
         while len(after) < len(slots):
             left, rows = self._budget, []
             for slot in slots:
@@ -201,7 +202,7 @@ class ModelDrafter:
                     left -= len(part)
             for (slot, start, part), token in zip(rows, self._forward(rows).tolist(), strict=True):
                 starts[slot] = start + len(part)
-                self._requests[slot].computed = starts[slot]
+                self._requests[slot].written = starts[slot]
                 if starts[slot] == len(self._requests[slot].tokens):
                     after[slot] = token
         return after
@@ -225,6 +226,13 @@ class ModelDrafter:
                 tables=tuple(table[slots] for table in self._blocks.tables),
             )
         )
+
+
+def greedy_with_layers(model: Model | LoweredModel, kept: Sequence[int], pool: Any) -> NextTokens:
+    """Those of layers `kept` of `model`, over its own KV pool of all layers."""
+    if isinstance(model, LoweredModel):
+        return greedy(model.with_layers(kept, pool), pool)
+    return greedy(model.with_layers(kept), [pool[layer] for layer in kept])
 
 
 def greedy(model: Model | LoweredModel, kv: Any) -> NextTokens:

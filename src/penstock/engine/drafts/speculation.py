@@ -150,10 +150,11 @@ class Speculation:
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
-        # A grammar may have forced tokens since the last step: then more than one is to be computed.
-        whole = (demand > 0) & (table.planned[rows] + demand == table.known[rows])
+        # A grammar may have forced tokens since the last step: then more than one is to be computed. A
+        # drafter that reads hidden states needs those of all but the last.
+        wants = demand == 1 if isinstance(self._drafter, FeatureDrafter) else demand > 0
+        whole = wants & (table.planned[rows] + demand == table.known[rows])
         idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
-        idle = table.pending[rows] == 0
         candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:

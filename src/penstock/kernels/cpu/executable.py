@@ -92,13 +92,19 @@ class Executable:
         self._engine.forward(batch.tokens, batch.starts, counts, tables, index, rows, logits, best)
 
     def step_queue(
-        self, sampler: Any, tokens: np.ndarray, tables: Sequence[np.ndarray], logits: np.ndarray
+        self,
+        sampler: Any,
+        tokens: np.ndarray,
+        tables: Sequence[np.ndarray],
+        logits: np.ndarray,
+        chances: Sequence[float] = (),
     ) -> Any:
         """Launches over a request table (`_native.StepQueue`), drawn by `sampler` (`_native.SamplerTable`).
 
         tokens int32[slots, longest], tables int32[slots, blocks] per group, logits float32[slots, V].
+        chances: of synthetic acceptance (native/core/acceptance.h); none: drafts count that are drawn.
         """
-        return self._engine.step_queue(sampler, tokens, list(tables), logits)
+        return self._engine.step_queue(sampler, tokens, list(tables), logits, list(chances))
 
     def hidden(self, rows: np.ndarray) -> np.ndarray:
         """float32[n, d]: final-normed hidden states of tokens of the last forward."""

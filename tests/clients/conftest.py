@@ -1,0 +1,3 @@
+from support.live_server import serve
+
+__all__ = ["serve"]

@@ -1,0 +1,72 @@
+"""A live server in a thread of its own: for SDKs that block, over a socket, as in life."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.api.app import create_app
+from penstock.api.server import serve_app
+from penstock.config import ServerSettings
+from penstock.gateway.service import ModelLibrary
+from support.scripted_service import ScriptedService
+
+
+@dataclass
+class Live:
+    """A server that runs; `wait(coroutine)` runs something on its loop."""
+
+    url: str
+    service: ScriptedService
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+    stop: asyncio.Event
+
+    def wait(self, coroutine: Any, timeout_s: float = 20.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+
+    def end(self) -> None:
+        self.loop.call_soon_threadsafe(self.stop.set)
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the server does not end"
+
+
+@contextmanager
+def live_servers() -> Iterator[Callable[..., Live]]:
+    """A function that starts servers over a ScriptedService, `start(library=…, api_key=…)`; they end with
+    the block, and none has a call open then."""
+    running: list[Live] = []
+
+    def start(library: ModelLibrary | None = None, **settings: Any) -> Live:
+        running.append(_start(library, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
+        return running[-1]
+
+    yield start
+    for live in running:
+        live.end()
+
+
+def _start(library: ModelLibrary | None, config: ServerSettings) -> Live:
+    found: list[Live] = []
+    listening, stop = threading.Event(), asyncio.Event()
+
+    async def main() -> None:
+        service = ScriptedService()
+        app = create_app(service, config, library=library)
+        loop = asyncio.get_running_loop()
+
+        def ready(url: str) -> None:
+            found.append(Live(url, service, loop, thread, stop))
+            listening.set()
+
+        await serve_app(app, config, ready, stop=stop, signals=False)
+        await service.idle()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="live-server", daemon=True)
+    thread.start()
+    assert listening.wait(20), "the server does not listen"
+    return found[0]
