@@ -20,8 +20,12 @@ inline f32 erf(f32 x) {
   return mul(c, div(p, q));
 }
 
-// 0.5 * x * (1 + erf(x / sqrt(2))) (arXiv:1606.08415)
-inline f32 gelu(f32 x) { return mul(mul(set1(0.5f), x), add(set1(1.0f), erf(mul(x, set1(0.70710678f))))); }
+// 0.5 * x * (1 + erf(x / sqrt(2))) (arXiv:1606.08415). Far below 0 the sum's last bit times x would not be nothing:
+// from -6 on, where the value is under 6e-9, the factor x stays.
+inline f32 gelu(f32 x) {
+  const f32 half = mul(set1(0.5f), max(set1(-6.0f), x));
+  return mul(half, add(set1(1.0f), erf(mul(x, set1(0.70710678f)))));
+}
 
 inline f32 activate(f32 x, Act kind) {
   switch (kind) {

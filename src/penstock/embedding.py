@@ -19,21 +19,34 @@ class EmbedCall(Struct, frozen=True, kw_only=True):
     """Vectors of `inputs`: texts, or token ids that are taken as they are, nothing put around them.
 
     dimensions: the first so many, scaled to length 1 again; None: all. max_tokens: longer inputs are cut to
-    so many tokens (MODEL_LIMIT: to what the model takes); None: they are refused.
+    so many tokens (MODEL_LIMIT: to what the model takes); None: they are refused. keep_alive_s: how long the
+    model stays loaded without further use, inf for ever; None: as the server has it. No inputs: only load it.
     """
 
     model: str | None
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     max_tokens: int | None = None
+    keep_alive_s: float | None = None
 
 
 class Embeddings(Struct, frozen=True):
-    """vectors float32[n, d]; `truncated`: indices of the inputs that were cut."""
+    """vectors float32[n, d]; `truncated`: indices of the inputs that were cut. load_s: what of the request's
+    time went into loading the model."""
 
     vectors: Any
     prompt_tokens: int
     truncated: tuple[int, ...] = ()
+    load_s: float = 0.0
+
+
+class LoadedModel(Struct, frozen=True):
+    """A model that takes memory now. expires: Unix seconds, when it is given back unless used again; None:
+    not while a request uses it, or never."""
+
+    name: str
+    max_tokens: int
+    expires: float | None
 
 
 class ScoreCall(Struct, frozen=True, kw_only=True):

@@ -42,14 +42,14 @@ async def sdk(server):
 
 async def test_the_sdk_reads_our_vectors(sdk):
     """Red if the SDK's default (base64) or floats give other vectors, order or usage."""
-    inputs = ["the cat sat", "a dog", ""]
+    inputs = ["the cat sat", "a dog", "ran"]
     packed = await sdk.embeddings.create(model=MODEL, input=inputs)  # the SDK asks for base64 by itself
     plain = await sdk.embeddings.create(model=MODEL, input=inputs, encoding_format="float")
     assert [item.index for item in packed.data] == [0, 1, 2]
     for one, other in zip(packed.data, plain.data, strict=True):
         assert np.array_equal(np.array(one.embedding, np.float32), np.array(other.embedding, np.float32))
         assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-5)
-    assert packed.usage.prompt_tokens == packed.usage.total_tokens == 5 + 4 + 2
+    assert packed.usage.prompt_tokens == packed.usage.total_tokens == 5 + 4 + 3
     assert packed.model == MODEL and packed.object == "list"
     single = await sdk.embeddings.create(model=MODEL, input=inputs[0], dimensions=8)
     assert len(single.data[0].embedding) == 8
@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_takes_its_texts_with_it(server):
     """Red if texts of a departed client go on waiting for their turn, or its departure is not counted."""
     await server.post("/v1/embeddings", b'{"model": "%s", "input": "x"}' % MODEL.encode())
     model = server.app.embeddings._models[MODEL]
-    os.kill(model._worker._process.pid, signal.SIGSTOP)  # so that nothing is done before the client leaves
+    os.kill(model.residence.worker._process.pid, signal.SIGSTOP)  # so that nothing is done before the client leaves
     try:
         body = json.dumps({"model": MODEL, "input": ["the cat sat on the mat"] * 2048}).encode()
         _, writer = await server.connect()
@@ -144,4 +144,4 @@ async def test_a_client_that_leaves_takes_its_texts_with_it(server):
                 pass
         assert not model._batches._jobs and model._batches._waiting == 0
     finally:
-        os.kill(model._worker._process.pid, signal.SIGCONT)
+        os.kill(model.residence.worker._process.pid, signal.SIGCONT)

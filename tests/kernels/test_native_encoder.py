@@ -113,11 +113,11 @@ def test_hidden_states_are_those_of_the_reference(isa: str, problem: tuple, coun
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gelu_is_that_of_the_error_function(isa: str) -> None:
-    """Red if the tanh approximation, or a worse fit of erf, stands for GELU: an error of 1e-6 shows."""
+    """Red if the tanh approximation, or a worse fit of erf, stands for GELU: an error of 4e-7 shows."""
     x = np.concatenate([np.linspace(-9, 9, 4001), [0.0, -0.0, 1e-20, -1e-20, 60.0, -60.0]]).astype(np.float32)
     found = kernel_gelu(isa, x)
     exact = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(np.float64)])
-    assert np.abs(found - exact).max() <= 1.2e-6
+    assert (np.abs(found - exact) / np.maximum(1.0, np.abs(x))).max() <= 4e-7
 
 
 def kernel_gelu(isa: str, x: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ def read(**fields):
         (["a", "b"], ("a", "b")),
         ([1, 2, 3], ((1, 2, 3),)),
         ([[1, 2], [3]], ((1, 2), (3,))),
-        ("", ("",)),
     ],
 )
 def test_the_four_forms_of_input(given, inputs):
@@ -42,6 +41,8 @@ def test_the_four_forms_of_input(given, inputs):
     [
         ({}, "input"),
         ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": ["a", ""]}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": [[1], 2]}, "input"),
         ({"input": [[]]}, "input[0]"),

@@ -44,6 +44,8 @@ class App:
     async def close(self) -> None:
         """End the services, then the store that its answers go to."""
         await self.service.close()
+        if self.embeddings is not None:
+            await self.embeddings.close()
         await self.routes.turns.close()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -17,6 +17,7 @@ from penstock.api.errors import ClientGone, send_bytes
 from penstock.api.exchange import exchange_of
 from penstock.api.media import require_json
 from penstock.call import Usage
+from penstock.embedding import Embeddings
 from penstock.errors import NotFound
 from penstock.gateway.service import EmbeddingService
 from penstock.observe.metrics import Metrics
@@ -35,30 +36,26 @@ class EmbeddingRoutes:
         self._metrics = metrics
 
     async def embed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call, base64_wanted = openai_embeddings.read_request(await _json_body(scope, receive))
+        call, base64_wanted = openai_embeddings.read_request(await json_body(scope, receive))
         service = self._of(scope, call.model)
-        answer = await self._while_connected(receive, service.embed(call))
-        _note(scope, answer.prompt_tokens)
+        answer = await while_connected(receive, self._metrics, service.embed(call))
+        note_usage(scope, answer.prompt_tokens)
         arguments = (answer, call.model or "", base64_wanted)
-        if answer.vectors.size <= INLINE_FLOATS:
-            body = openai_embeddings.write_body(*arguments)
-        else:
-            body = await asyncio.to_thread(openai_embeddings.write_body, *arguments)
-        await send_bytes(send, 200, body)
+        await send_bytes(send, 200, await written(answer, openai_embeddings.write_body, *arguments))
 
     async def rerank(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = rerank.read_request(await _json_body(scope, receive))
+        call = rerank.read_request(await json_body(scope, receive))
         service = self._of(scope, call.score.model)
-        answer = await self._while_connected(receive, service.score(call.score))
-        _note(scope, answer.prompt_tokens)
+        answer = await while_connected(receive, self._metrics, service.score(call.score))
+        note_usage(scope, answer.prompt_tokens)
         body = rerank.write_body(call, answer, call.score.model or "", exchange_of(scope).call_id)
         await send_bytes(send, 200, body)
 
     async def score(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = score.read_request(await _json_body(scope, receive))
+        call = score.read_request(await json_body(scope, receive))
         service = self._of(scope, call.model)
-        answer = await self._while_connected(receive, service.score(call))
-        _note(scope, answer.prompt_tokens)
+        answer = await while_connected(receive, self._metrics, service.score(call))
+        note_usage(scope, answer.prompt_tokens)
         body = score.write_body(answer, call.model or "", exchange_of(scope).call_id, int(time.time()))
         await send_bytes(send, 200, body)
 
@@ -72,20 +69,28 @@ class EmbeddingRoutes:
             )
         return self._service
 
-    async def _while_connected(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which is cancelled when the client leaves (ClientGone)."""
-        working = asyncio.create_task(work, name="penstock-embed")
-        leaving = asyncio.create_task(_departure(receive), name="penstock-watch")
-        try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                self._metrics.cancelled("disconnect")
-                raise ClientGone
-            return working.result()
-        finally:
-            for task in (working, leaving):
-                task.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+
+async def written(answer: Embeddings, write: Callable[..., bytes], *arguments: Any) -> bytes:
+    """`write(*arguments)`, in a thread where many floats take long."""
+    if answer.vectors.size <= INLINE_FLOATS:
+        return write(*arguments)
+    return await asyncio.to_thread(write, *arguments)
+
+
+async def while_connected(receive: Receive, metrics: Metrics, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves (ClientGone)."""
+    working = asyncio.create_task(work, name="penstock-embed")
+    leaving = asyncio.create_task(_departure(receive), name="penstock-watch")
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            metrics.cancelled("disconnect")
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _departure(receive: Receive) -> None:
@@ -93,7 +98,7 @@ async def _departure(receive: Receive) -> None:
         pass
 
 
-async def _json_body(scope: Scope, receive: Receive) -> bytes:
+async def json_body(scope: Scope, receive: Receive) -> bytes:
     require_json(scope)
     body = await read_body(receive)
     if body is None:
@@ -101,6 +106,6 @@ async def _json_body(scope: Scope, receive: Receive) -> bytes:
     return body
 
 
-def _note(scope: Scope, prompt_tokens: int) -> None:
+def note_usage(scope: Scope, prompt_tokens: int) -> None:
     """For the access log."""
     exchange_of(scope).usage = Usage(prompt_tokens=prompt_tokens)

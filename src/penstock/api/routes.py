@@ -68,7 +68,7 @@ class Routes:
         self.turns = LazyTurns(settings.database_url)
         sessions = Sessions(service, self.turns)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
-        ollama = OllamaRoutes(service, settings, metrics, library)
+        ollama = OllamaRoutes(service, settings, metrics, library, embeddings)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
         rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])

@@ -93,7 +93,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     def served() -> dict[str, str]:
         return {service.name: service.ready.model_path if service.ready else settings.model}
 
-    embeddings, library = LocalEmbeddings(server), LocalLibrary(served)
+    embeddings, library = LocalEmbeddings(server, generating=served), LocalLibrary(served)
     app = create_app(service, server, embeddings=embeddings, metrics=metrics, library=library)
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
-from penstock.embedding import EmbedCall, Embeddings, ScoreCall, Scores
+from penstock.embedding import EmbedCall, Embeddings, LoadedModel, ScoreCall, Scores
 
 __all__ = [
     "EmbeddingService",
@@ -79,7 +79,11 @@ class EmbeddingService(Protocol):
     """
 
     def models(self) -> list[ModelCard]:
-        """`max_context` is 0 until a model is loaded, which its first call does."""
+        """`max_context` is 0 until a model was loaded once, which its first call does."""
+        ...
+
+    def loaded(self) -> list[LoadedModel]:
+        """Those that take memory now."""
         ...
 
     async def embed(self, call: EmbedCall) -> Embeddings: ...

@@ -90,6 +90,8 @@ def read_truncation(tokens: int | None) -> int | None:
 
 def _read_input(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(given, str):
+        if not given:
+            raise InvalidRequest("input: an empty text; send at least a character", param="input")
         return (given,)
     kinds = {type(item) for item in given}
     if kinds == {int}:
@@ -100,6 +102,11 @@ def _read_input(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
             f"input: a list of {names}; send strings, or token ids, or lists of token ids", param="input"
         )
     check_count(len(given), "input")
+    if "" in given:
+        raise InvalidRequest(
+            f"input: entry {given.index('')} is an empty text; send at least a character, or leave it out",
+            param="input",
+        )
     return tuple(item if isinstance(item, str) else tuple(item) for item in given)
 
 
