@@ -129,7 +129,9 @@ async def test_a_client_that_leaves_takes_its_texts_with_it(server):
     """Red if texts of a departed client go on waiting for their turn, or its departure is not counted."""
     await server.post("/v1/embeddings", b'{"model": "%s", "input": "x"}' % MODEL.encode())
     model = server.app.embeddings._models[MODEL]
-    os.kill(model.residence.worker._process.pid, signal.SIGSTOP)  # so that nothing is done before the client leaves
+    os.kill(
+        model.residence.worker._process.pid, signal.SIGSTOP
+    )  # so that nothing is done before the client leaves
     try:
         body = json.dumps({"model": MODEL, "input": ["the cat sat on the mat"] * 2048}).encode()
         _, writer = await server.connect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from penstock.config import ServerSettings
 from penstock.embedding import EmbedCall, ScoreCall
 from penstock.engine.embedding.batches import Batches
-from penstock.engine.embedding.last_token import _steps
 from penstock.engine.embedding.model import open_embedding_model
 from penstock.engine.embedding.service import LocalEmbeddings
 from penstock.errors import (
@@ -26,12 +26,8 @@ from penstock.errors import (
     Overloaded,
 )
 from penstock.kernels.encoder import TextBatch
-from penstock.models.load import inspect_model, load_model
 from penstock.text.text_tokenizer import TextTokenizer, TokenizedText
-from penstock.text.tokenizer import Tokenizer
-from support.paged import PagedRunner
 from support.tiny_encoders import make_tiny_encoder
-from support.tiny_models import make_tiny
 
 TEXTS = ("the cat sat on the mat", "a dog ran", "", "stock market fell!")
 
@@ -43,9 +39,6 @@ def models(tmp_path_factory) -> dict[str, tuple[Path, Any]]:
     for variant in ("bert-mean", "cross", "classes"):
         (folder / variant).mkdir()
         made[variant] = (folder / variant, make_tiny_encoder(variant, folder / variant))
-    (folder / "llama").mkdir()
-    make_tiny("llama", folder / "llama")
-    made["llama"] = (folder / "llama", None)
     return made
 
 
@@ -173,6 +166,25 @@ async def test_a_killed_worker_fails_its_callers_and_the_next_call_starts_anothe
     assert np.array_equal((await service.embed(call)).vectors, before.vectors)
 
 
+async def test_a_model_that_nobody_uses_gives_its_memory_back(open_service):
+    """Red if an idle model keeps its process, one in use loses it, or the next request is not answered."""
+    service = open_service("bert-mean", embedding_keep_alive_s=0.0)
+    call = EmbedCall(model="bert-mean", inputs=TEXTS)
+    residence = service._models["bert-mean"].residence
+    async with residence.use():
+        first, process = await service.embed(call), residence.worker._process
+        assert [model.expires for model in service.loaded()] == [None]  # in use: no clock runs
+        assert process.returncode is None
+    assert service.loaded() == []
+    await process.wait()
+    kept = await service.embed(EmbedCall(model="bert-mean", inputs=TEXTS, keep_alive_s=60.0))
+    assert np.array_equal(kept.vectors, first.vectors) and kept.load_s > 0
+    [loaded] = service.loaded()
+    assert 0 < loaded.expires - time.time() <= 60
+    await service.embed(EmbedCall(model="bert-mean", inputs=(), keep_alive_s=0.0))
+    assert service.loaded() == []
+
+
 async def test_closing_while_a_model_loads_leaves_no_process(open_service):
     """Red if a shutdown in the middle of a load waits for it or leaves the worker behind."""
     service = open_service("bert-mean")
@@ -257,44 +269,3 @@ async def test_texts_of_both_tasks_never_share_a_batch():
     assert [row.tolist() for row in await asyncio.gather(*tasks)] == [[[0.0]], [[1.0]], [[2.0]], [[3.0]]]
     assert sorted(map(sorted, recorder.batches)) == [[0, 2], [1, 3]]
     await batches.close()
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_decoders_embed_by_their_last_token(models, backend):
-    """Red if a decoder's vector is not the normed final state of its last token, alone or in any batch."""
-    path = models["llama"][0]
-    model = open_embedding_model(str(path), backend, 1)
-    texts = ["the cat sat on the mat, " * 40, "a", "dog ran"]
-    ids = Tokenizer.load(path).encode_many(texts, True)
-    batch = TextBatch(
-        np.concatenate(ids).astype(np.int32),
-        np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32),
-    )
-    found = model.run("embed", batch)
-    # Another way to the same number: the runner of the parity tests, block by block over shuffled pages.
-    reference = PagedRunner(load_model(inspect_model(path), "reference"), num_blocks=2000)
-    keep: list[np.ndarray] = []
-    forward = reference.model.forward
-
-    def recorded(*args: Any) -> np.ndarray:
-        keep.append(forward(*args))
-        return keep[-1]
-
-    reference.model.forward = recorded
-    for row, tokens in enumerate(ids):
-        reference.step({row: tokens})
-        wanted = keep[-1][-1] / np.linalg.norm(keep[-1][-1])
-        np.testing.assert_allclose(found[row], wanted, atol=1e-5 if backend == "reference" else 2e-2)
-    with pytest.raises(InvalidRequest, match="no classification head"):
-        model.run("classify", batch)
-
-
-def test_long_texts_go_through_in_chunks():
-    """Red if a step has more tokens than its budget, or a text's chunks are out of order or incomplete."""
-    assert _steps(np.array([3, 5, 1, 4]), 4) == [
-        [(0, 0, 3), (1, 0, 1)],
-        [(1, 1, 5)],
-        [(2, 0, 1), (3, 0, 3)],
-        [(3, 3, 4)],
-    ]
-    assert _steps(np.array([4]), 4) == [[(0, 0, 4)]]

@@ -12,7 +12,7 @@ from typing import Any
 from penstock.api.app import create_app
 from penstock.api.server import serve_app
 from penstock.config import ServerSettings
-from penstock.gateway.service import ModelLibrary
+from penstock.gateway.service import EmbeddingService, ModelLibrary
 from support.scripted_service import ScriptedService
 
 
@@ -37,12 +37,14 @@ class Live:
 
 @contextmanager
 def live_servers() -> Iterator[Callable[..., Live]]:
-    """A function that starts servers over a ScriptedService, `start(library=…, api_key=…)`; they end with
+    """A function that starts servers over a ScriptedService, `start(library=…, embeddings=…)`; they end with
     the block, and none has a call open then."""
     running: list[Live] = []
 
-    def start(library: ModelLibrary | None = None, **settings: Any) -> Live:
-        running.append(_start(library, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
+    def start(
+        library: ModelLibrary | None = None, embeddings: EmbeddingService | None = None, **settings: Any
+    ) -> Live:
+        running.append(_start(library, embeddings, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
         return running[-1]
 
     yield start
@@ -50,13 +52,13 @@ def live_servers() -> Iterator[Callable[..., Live]]:
         live.end()
 
 
-def _start(library: ModelLibrary | None, config: ServerSettings) -> Live:
+def _start(library: ModelLibrary | None, embeddings: EmbeddingService | None, config: ServerSettings) -> Live:
     found: list[Live] = []
     listening, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
         service = ScriptedService()
-        app = create_app(service, config, library=library)
+        app = create_app(service, config, library=library, embeddings=embeddings)
         loop = asyncio.get_running_loop()
 
         def ready(url: str) -> None:
