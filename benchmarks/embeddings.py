@@ -1,14 +1,16 @@
-"""Embedding throughput of MiniLM: Penstock beside the package's own runtime, sentence-transformers.
+"""Embedding throughput of MiniLM: Penstock beside the package's own runtime and ONNX Runtime.
 
     python benchmarks/embeddings.py --peer-python PYTHON [--threads 2] [--repeats 7] [--output FILE.md]
 
-PYTHON has sentence-transformers (`pip install sentence-transformers torch==2.13.0`); without it Penstock is
-measured alone. Each engine is a process that stays alive; they take turns set by set, in an order that
-rotates, and whoever is not asked is stopped. From texts to vectors: tokenizing counts. Both cut at 256 tokens
-and get all texts of a set at once (sentence-transformers sorts them and computes 32 at a time, its default).
+PYTHON has both peers (`pip install sentence-transformers torch==2.13.0 onnxruntime onnx onnxscript`); without
+it Penstock is measured alone. The package's runtime is sentence-transformers on PyTorch; ONNX Runtime gets
+the same weights, exported here from the same files. Each engine is a process that stays alive; they take
+turns set by set, in an order that rotates, and whoever is not asked is stopped. From texts to vectors:
+tokenizing counts. All cut at 256 tokens and get all texts of a set at once (the peers' side sorts them and
+computes 32 at a time, sentence-transformers' default).
 
 CPU seconds are those of the whole process, all threads: on a machine that others use too they say what wall
-time can't.
+time can't. Ratios are the median over repeats of peer's time by ours in the same repeat.
 """
 
 from __future__ import annotations
@@ -31,12 +33,21 @@ WORDS = """
     system model market water people city number language river computer question history energy music season
     theory kitchen mountain policy engine letter signal teacher doctor village planet winter metal
 """.split()  # noqa: SIM905  (a list of them would be forty lines)
-# Set -> (texts, fewest words, most words).
+# Set -> (texts, fewest words, most words). Most words are one token; two tokens are put around a text.
 SETS = {
-    "1 query of 8 words": (1, 8, 8),
-    "256 queries of 4 to 12 words": (256, 4, 12),
-    "128 passages of 20 to 180 words": (128, 20, 180),
-    "32 passages of 230 words": (32, 230, 230),
+    "1 text of 8 words": (1, 8, 8),
+    "8 texts of 8 words": (8, 8, 8),
+    "64 texts of 8 words": (64, 8, 8),
+    "1 text of 256 tokens": (1, 254, 254),
+    "8 texts of 256 tokens": (8, 254, 254),
+    "64 texts of 256 tokens": (64, 254, 254),
+    "64 texts of 4 to 180 words": (64, 4, 180),
+}
+PEERS = ("sentence-transformers", "onnxruntime")
+PACKAGES = {
+    "penstock": ("penstock",),
+    "sentence-transformers": ("sentence-transformers", "transformers", "torch"),
+    "onnxruntime": ("onnxruntime",),
 }
 
 
@@ -78,7 +89,7 @@ def open_penstock(model: str, threads: int) -> Any:
     return embed
 
 
-def open_peer(model: str, threads: int) -> Any:
+def open_sentence_transformers(model: str, threads: int) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -87,18 +98,86 @@ def open_peer(model: str, threads: int) -> Any:
     return lambda texts: loaded.encode(texts, show_progress_bar=False)
 
 
+def open_onnxruntime(model: str, threads: int) -> Any:
+    """The graph of the same weights, with the mean of the states computed in numpy."""
+    import tempfile
+
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(model, Path(folder) / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+    tokenizer.enable_truncation(256)
+    tokenizer.enable_padding()
+
+    def embed(texts: list[str]) -> Any:
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        vectors = np.empty((len(texts), 384), np.float32)
+        for first in range(0, len(order), 32):
+            chosen = order[first : first + 32]
+            rows = tokenizer.encode_batch([texts[index] for index in chosen])
+            ids = np.array([row.ids for row in rows], np.int64)
+            mask = np.array([row.attention_mask for row in rows], np.int64)
+            fed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            (states,) = session.run(None, fed)
+            found = (states * mask[:, :, None]).sum(axis=1)
+            vectors[chosen] = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return vectors
+
+    return embed
+
+
+def export_onnx(model: str, path: Path) -> None:
+    import torch
+    import transformers
+
+    class States(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = transformers.BertModel.from_pretrained(model, add_pooling_layer=False).eval()
+
+        def forward(self, ids: Any, mask: Any, kinds: Any) -> Any:
+            return self.network(ids, attention_mask=mask, token_type_ids=kinds).last_hidden_state
+
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    ids = torch.ones(2, 16, dtype=torch.long)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    torch.onnx.export(
+        States(),
+        (ids, ids.clone(), ids * 0),  # one tensor twice would be one input
+        str(path),
+        input_names=list(names),
+        dynamic_shapes=({0: batch, 1: length},) * 3,
+        dynamo=True,
+        verbose=False,
+    )
+
+
+OPEN = {
+    "penstock": open_penstock,
+    "sentence-transformers": open_sentence_transformers,
+    "onnxruntime": open_onnxruntime,
+}
+
+
 def versions(kind: str) -> str:
     from importlib.metadata import version
 
-    names = ["penstock"] if kind == "penstock" else ["sentence-transformers", "transformers", "torch"]
-    return ", ".join(f"{name} {version(name)}" for name in names)
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES[kind])
 
 
 def child(kind: str, model: str, threads: int) -> None:
     """Answer lines of texts with seconds, CPU seconds and vectors."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    embed = (open_penstock if kind == "penstock" else open_peer)(model, threads)
+    embed = OPEN[kind](model, threads)
     print(json.dumps({"versions": versions(kind)}), file=answers, flush=True)
     for line in sys.stdin:
         texts = json.loads(line)
@@ -179,26 +258,27 @@ def report(engines: list[Engine], taken: dict, largest: float, threads: int, rep
         f"# Embeddings, {time.strftime('%Y-%m-%d')}",
         "",
         f"{_processor()}, {cores} cores of which {threads} are used, load average {os.getloadavg()[0]:.1f}; "
-        f"all-MiniLM-L6-v2 in float32; medians (best) of {repeats} repeats, in turns; "
+        f"all-MiniLM-L6-v2 in float32; medians of {repeats} repeats, in turns; "
         f"{'; '.join(engine.versions for engine in engines)}.",
         f"Largest difference between their vectors: {largest:.1e}.",
         "",
         "| set | "
         + " | ".join(f"{e.kind}, texts/s | CPU ms a text" for e in engines)
-        + " | of the peer, wall | CPU |",
-        "|---|" + "---:|" * (2 * len(engines) + 2),
+        + "".join(f" | {e.kind}'s wall time by ours | CPU" for e in engines[1:])
+        + " |",
+        "|---|" + "---:|" * (4 * len(engines) - 2),
     ]
     for name, (count, _, _) in SETS.items():
-        cells, walls, cpus = [], [], []
+        cells = []
         for engine in engines:
-            samples = taken[engine.kind, name]
-            wall, cpu = (statistics.median(column) for column in zip(*samples, strict=True))
-            best = min(seconds for seconds, _ in samples)
-            walls.append(wall)
-            cpus.append(cpu)
-            cells.append(f"{count / wall:,.1f} ({count / best:,.1f}) | {cpu / count * 1000:.2f}")
-        peer = f"{walls[-1] / walls[0]:.2f} | {cpus[-1] / cpus[0]:.2f}" if len(engines) > 1 else " | "
-        lines.append(f"| {name} | {' | '.join(cells)} | {peer} |")
+            wall, cpu = (statistics.median(column) for column in zip(*taken[engine.kind, name], strict=True))
+            cells.append(f"{count / wall:,.1f} | {cpu / count * 1000:.2f}")
+        ours = taken["penstock", name]
+        for engine in engines[1:]:
+            pairs = list(zip(taken[engine.kind, name], ours, strict=True))
+            ratios = [statistics.median(peer[i] / own[i] for peer, own in pairs) for i in (0, 1)]
+            cells.append(" | ".join(f"{ratio:.2f}" for ratio in ratios))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -214,11 +294,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--peer-python", help="a Python that has sentence-transformers")
+    parser.add_argument("--peer-python", help="a Python that has the peers")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--child", choices=("penstock", "sentence-transformers"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=tuple(OPEN), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.model, options.threads)
@@ -228,7 +308,7 @@ def main() -> None:
     model = str(sources.resolve(options.model))
     engines = [Engine("penstock", sys.executable, model, options.threads)]
     if options.peer_python:
-        engines.append(Engine("sentence-transformers", options.peer_python, model, options.threads))
+        engines += [Engine(kind, options.peer_python, model, options.threads) for kind in PEERS]
     try:
         taken, largest = measure(engines, options.repeats)
     finally:
