@@ -1,4 +1,4 @@
-"""Every Python block of docs/clients/embeddings.md, run in order against a live server with the real MiniLM."""
+"""Every Python block of docs/clients/embeddings.md, run in order against a live server with real MiniLM."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ import pytest
 
 from penstock.config import ServerSettings
 from penstock.embedding import EmbedCall, ScoreCall
+from penstock.engine.embedding import model as model_module
+from penstock.engine.embedding import residence as residence_module
 from penstock.engine.embedding.batches import Batches
+from penstock.engine.embedding.messages import NO_ROOM
 from penstock.engine.embedding.model import open_embedding_model
 from penstock.engine.embedding.service import LocalEmbeddings
 from penstock.errors import (
@@ -36,7 +39,7 @@ TEXTS = ("the cat sat on the mat", "a dog ran", "", "stock market fell!")
 def models(tmp_path_factory) -> dict[str, tuple[Path, Any]]:
     folder = tmp_path_factory.mktemp("models")
     made = {}
-    for variant in ("bert-mean", "cross", "classes"):
+    for variant in ("bert-mean", "bert-cls", "cross", "classes"):
         (folder / variant).mkdir()
         made[variant] = (folder / variant, make_tiny_encoder(variant, folder / variant))
     return made
@@ -183,6 +186,43 @@ async def test_a_model_that_nobody_uses_gives_its_memory_back(open_service):
     assert 0 < loaded.expires - time.time() <= 60
     await service.embed(EmbedCall(model="bert-mean", inputs=(), keep_alive_s=0.0))
     assert service.loaded() == []
+
+
+async def test_a_model_without_room_ends_the_least_recently_used_idle_one(open_service, monkeypatch):
+    """Red if memory that nobody uses keeps a model out, or one that a request uses is taken from it."""
+    service = open_service("bert-mean", "cross", "classes", "bert-cls")
+    residences = {name: model.residence for name, model in service._models.items()}
+    begin = residence_module.WorkerProcess.begin
+
+    async def begin_if_room(*arguments):
+        """Room for two."""
+        if sum(residence.worker is not None for residence in residences.values()) >= 2:
+            raise ModelRefused("no room", code=NO_ROOM)
+        return await begin(*arguments)
+
+    monkeypatch.setattr(residence_module.WorkerProcess, "begin", begin_if_room)
+
+    async def load(name: str) -> list[str]:
+        await service.embed(EmbedCall(model=name, inputs=("a",)))
+        return [model.name for model in service.loaded()]
+
+    assert await load("bert-mean") == ["bert-mean"]
+    assert await load("cross") == ["bert-mean", "cross"]
+    assert await load("bert-mean") == ["bert-mean", "cross"]
+    assert await load("classes") == ["bert-mean", "classes"]
+    async with residences["bert-mean"].use():
+        assert await load("cross") == ["bert-mean", "cross"]
+        async with residences["cross"].use():
+            with pytest.raises(ModelRefused, match="no room"):
+                await load("bert-cls")
+
+
+def test_a_model_that_memory_has_no_room_for_is_refused_with_the_numbers(models, monkeypatch):
+    """Red if a model is read until the system kills something."""
+    monkeypatch.setattr(model_module, "available_memory", lambda: 1 << 10)
+    with pytest.raises(ModelRefused, match=r"needs \d+ MiB for its weights, 0 MiB are free") as refused:
+        open_embedding_model(str(models["bert-mean"][0]))
+    assert refused.value.code == NO_ROOM
 
 
 async def test_closing_while_a_model_loads_leaves_no_process(open_service):

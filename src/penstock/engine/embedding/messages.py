@@ -17,6 +17,8 @@ from penstock.kernels.encoder import TextBatch
 
 LENGTH = struct.Struct("<I")
 
+NO_ROOM = "insufficient_memory"  # code of a model that is refused for now: memory may become free
+
 Task = Literal["embed", "classify"]
 
 
@@ -59,6 +61,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
     kind: str
     message: str
+    code: str | None = None
 
 
 ToGateway = Loaded | Done | Failed

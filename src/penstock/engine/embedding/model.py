@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from penstock.engine.embedding.last_token import LastToken
-from penstock.engine.embedding.messages import Loaded, Task
-from penstock.errors import InvalidRequest
+from penstock.engine.embedding.messages import NO_ROOM, Loaded, Task
+from penstock.errors import InvalidRequest, ModelRefused
 from penstock.kernels.backend import BackendOptions, open_backend
 from penstock.kernels.encoder import TextBatch
 from penstock.models import sources
 from penstock.models.encoder.load import Encoder, inspect_encoder, is_encoder, load_encoder
 from penstock.models.encoder.modules import read_modules
+from penstock.models.encoder.spec import weight_bytes
 from penstock.models.load import inspect_model, load_model
+from penstock.observe.machine import available_memory
 
 MAX_DECODER_TOKENS = 8192  # of a text for a decoder: bounds the KV of the one text that fills a batch
 
@@ -48,6 +50,7 @@ def open_embedding_model(name: str, backend: str = "auto", threads: int | None =
 
 def _encoder(path: Path, backend: str, threads: int | None) -> EmbeddingModel:
     info = inspect_encoder(path)
+    _check_room(path, weight_bytes(info.spec))
     described = Loaded(
         path=str(path),
         width=info.spec.hidden_size,
@@ -69,6 +72,7 @@ def _decoder(path: Path, backend: str, threads: int | None) -> EmbeddingModel:
     longest = min(info.context, MAX_DECODER_TOKENS)
     if modules is not None and modules.max_tokens is not None:
         longest = min(longest, modules.max_tokens)
+    _check_room(path, info.weight_bytes(opened))
     model = load_model(info, opened, context=longest)
     described = Loaded(
         path=str(path),
@@ -78,3 +82,14 @@ def _decoder(path: Path, backend: str, threads: int | None) -> EmbeddingModel:
         labels=0,
     )
     return EmbeddingModel(LastToken(model, opened.kv_form, modules is None or modules.normalize), described)
+
+
+def _check_room(path: Path, weights: int) -> None:
+    """ModelRefused before memory is taken; its code says that it is for now."""
+    available = available_memory()
+    if weights > available:
+        raise ModelRefused(
+            f"{path}: needs {weights / 2**20:.0f} MiB for its weights, {available / 2**20:.0f} MiB are free; "
+            "free memory or take a smaller model",
+            code=NO_ROOM,
+        )

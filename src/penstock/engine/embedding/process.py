@@ -55,7 +55,7 @@ class WorkerProcess:
         try:
             answer = await worker._read()
             if isinstance(answer, Failed):
-                raise from_kind(answer.kind, answer.message)
+                raise from_kind(answer.kind, answer.message, code=answer.code)
             assert isinstance(answer, Loaded)
         except BaseException:
             await worker.end()

@@ -1,7 +1,8 @@
 """Residence: the worker process of one model, there while the model is used and for a while after.
 
 The first request starts it; one that finds it dead starts another. When no request is open, a clock runs for
-`keep_alive_s`, then the process ends and its memory is free. A request that comes meanwhile stops the clock.
+`keep_alive_s`, then the process ends and its memory is free. A request that comes meanwhile stops the clock. A model
+for which there is no room makes others, which no request uses, give theirs back first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.embedding.messages import Loaded, Task
+from penstock.engine.embedding.messages import NO_ROOM, Loaded, Task
 from penstock.engine.embedding.process import WorkerProcess
-from penstock.errors import EngineUnavailable, PenstockError
+from penstock.errors import EngineUnavailable, ModelRefused, PenstockError
 from penstock.kernels.encoder import TextBatch
 from penstock.text.text_tokenizer import TextTokenizer
 
@@ -30,12 +31,22 @@ log = logging.getLogger("penstock.engine.embedding")
 class Residence:
     """keep_alive_s: inf for ever; what a request asks for instead counts from its end, until the next one's.
 
-    loaded: what the model is, from its first start on. expires: Unix seconds, while the clock runs.
+    make_room: ends what can be spared and tells whether there was something. loaded: what the model is, from
+    its first start on. expires: Unix seconds, while the clock runs. used: when a request last ended.
     """
 
-    def __init__(self, model: str, backend: str, threads: int | None, keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        backend: str,
+        threads: int | None,
+        keep_alive_s: float,
+        make_room: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._model, self._backend, self._threads = model, backend, threads
         self._keep_alive_s = keep_alive_s
+        self._make_room = make_room
+        self.used = 0.0
         self.loaded: Loaded | None = None
         self.expires: float | None = None
         self.worker: WorkerProcess | None = None
@@ -59,6 +70,7 @@ class Residence:
             yield await self._ready()
         finally:
             self._open -= 1
+            self.used = time.monotonic()
             if not self._open:
                 self._start_clock(self._keep_alive_s if keep_alive_s is None else keep_alive_s)
 
@@ -72,6 +84,17 @@ class Residence:
         except EngineUnavailable:
             await self._drop(worker)
             raise
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it takes memory that no request needs."""
+        return self.worker is not None and not self._open
+
+    async def evict(self) -> None:
+        """Give back the memory of an idle model; returns when it is free."""
+        if self.is_idle:
+            self._expire()
+            await asyncio.wait(self._endings)
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
@@ -109,7 +132,7 @@ class Residence:
     def _expire(self) -> None:
         self._stop_clock()
         assert self.worker is not None
-        log.info("%s: nobody asks for it; its memory is given back", self._model)
+        log.info("%s is not used; its memory is given back", self._model)
         ending = asyncio.create_task(self._drop(self.worker), name="penstock-embedding-end")
         self.worker = None  # at once: who comes now gets another
         self._endings.add(ending)
@@ -137,7 +160,7 @@ class Residence:
 
     async def _start(self) -> None:
         try:
-            worker, self.loaded = await WorkerProcess.begin(self._model, self._backend, self._threads)
+            worker, self.loaded = await self._begin()
             self.worker = worker
             if self._tokenizer is None:
                 try:
@@ -149,6 +172,14 @@ class Residence:
                 self._start_clock(self._keep_alive_s)
         finally:
             self._starting = None
+
+    async def _begin(self) -> tuple[WorkerProcess, Loaded]:
+        while True:
+            try:
+                return await WorkerProcess.begin(self._model, self._backend, self._threads)
+            except ModelRefused as refused:
+                if refused.code != NO_ROOM or not await self._make_room():
+                    raise
 
     async def _drop(self, worker: WorkerProcess) -> None:
         if worker is self.worker:

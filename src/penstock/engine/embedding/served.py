@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,26 @@ INLINE_CHARS = 4096  # tokenized in under a millisecond: below it a change of th
 
 
 class ServedModel:
-    """name: for clients; model: name or path of what is loaded."""
+    """name: for clients; model: name or path of what is loaded; make_room: see Residence."""
 
-    def __init__(self, name: str, model: str, settings: ServerSettings, backend: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        settings: ServerSettings,
+        backend: str,
+        make_room: Callable[[], Awaitable[bool]],
+    ) -> None:
         self.name = name
         self.model = model
         self._created = int(time.time())
         keep_alive_s = settings.embedding_keep_alive_s
         self.residence = Residence(
-            model, backend, settings.embedding_threads, math.inf if keep_alive_s < 0 else keep_alive_s
+            model,
+            backend,
+            settings.embedding_threads,
+            math.inf if keep_alive_s < 0 else keep_alive_s,
+            make_room,
         )
         self._batches = Batches(self.residence.run, settings.embedding_queue)
 

@@ -47,7 +47,7 @@ class LocalEmbeddings:
         await asyncio.gather(*(model.close() for model in self._all()))
 
     def _served(self, name: str, model: str) -> ServedModel:
-        return ServedModel(name, model, self._settings, self._backend)
+        return ServedModel(name, model, self._settings, self._backend, self._make_room)
 
     def _all(self) -> list[ServedModel]:
         return [*self._models.values(), *self._decoders.values()]
@@ -61,6 +61,14 @@ class LocalEmbeddings:
                     self._decoders[name] = self._served(name, model)
                 known[name] = self._decoders[name]
         return known
+
+    async def _make_room(self) -> bool:
+        """End the idle model that was used least recently."""
+        idle = [model.residence for model in self._all() if model.residence.is_idle]
+        if not idle:
+            return False
+        await min(idle, key=lambda residence: residence.used).evict()
+        return True
 
     def _find(self, name: str | None) -> ServedModel:
         known = self._known()

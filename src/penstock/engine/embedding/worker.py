@@ -56,7 +56,7 @@ def main() -> int:
         model = open_embedding_model(options.model, options.backend, options.threads)
     except PenstockError as error:
         log.error("%s", error.message)
-        _write(sink, Failed(error.kind, error.message))
+        _write(sink, Failed(error.kind, error.message, error.code))
         return 1
     _write(sink, model.describe)
     gc.collect()
