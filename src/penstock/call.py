@@ -135,7 +135,8 @@ class Session(Struct, frozen=True, kw_only=True):
 class Call(Struct, frozen=True, kw_only=True):
     """One normalized request.
 
-    kind "chat" uses `messages`; kind "completion" uses `prompts`, each a string or token ids.
+    kind "chat" uses `messages`; kind "completion" uses `prompts`, each a string or token ids. `suffix`: the
+    answer is what stands between a prompt and this text.
     `extra` keeps unknown fields: an upstream of the same format gets them back untouched.
     """
 
@@ -143,6 +144,7 @@ class Call(Struct, frozen=True, kw_only=True):
     model: str
     messages: tuple[Message, ...] = ()
     prompts: tuple[str | tuple[int, ...], ...] = ()
+    suffix: str = ""
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str | None = None  # "none", "auto", "required" or a tool's name as "tool:NAME"
     parallel_tool_calls: bool | None = None

@@ -266,7 +266,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ()
     drain_s: Annotated[float, Meta(ge=0, description="seconds that running streams get after SIGTERM")] = 30.0
     keepalive_s: Annotated[
-        float, Meta(gt=0, description="seconds between SSE comments while nothing is sent")
+        float, Meta(gt=0, description="seconds of silence after which a stream gets a comment or ping")
     ] = 15.0
     slow_reader_s: Annotated[
         float, Meta(gt=0, description="seconds that one write may block before the stream is cancelled")

@@ -163,6 +163,28 @@ async def test_keep_alive_comments(serve):
     await reader.readuntil(b": keep-alive\n\n")
 
 
+async def test_a_stream_is_kept_alive_before_its_first_token(serve):
+    """Red if a client, or a proxy before it, hears nothing while a long prompt is computed."""
+    server = await serve(keepalive_s=0.01)
+    reader, writer = await server.connect()
+    writer.write(chat("/release"))
+    await reader.readuntil(b": keep-alive\n\n")
+    server.service.release.set()
+    rest = await reader.readuntil(b"data: [DONE]\n\n")
+    assert b"released" in rest
+
+
+async def test_an_error_behind_the_first_keep_alive_stands_in_the_stream(serve):
+    """Red if what goes wrong after that long is lost: its status can't be told any more."""
+    server = await serve(keepalive_s=0.01, drain_s=0)
+    reader, writer = await server.connect()
+    writer.write(chat("/hang"))
+    await reader.readuntil(b": keep-alive\n\n")
+    server.stop.set()
+    rest = await reader.read()
+    assert b'"error"' in rest and b"stopping" in rest
+
+
 async def test_a_stop_lets_running_answers_finish(serve):
     """Red if a stopping server cuts an answer off, or takes new connections meanwhile."""
     server = await serve(drain_s=30)

@@ -66,7 +66,7 @@ def test_every_verb_has_help(penstock: Penstock) -> None:
     top = penstock("--help").stdout
     for verb in (
         *("serve", "engine", "pull", "list", "show", "ps", "stop", "cp", "rm", "run", "chat", "batch"),
-        *("bench", "doctor", "models", "launch", "settings"),
+        *("bench", "doctor", "models", "launch", "settings", "tune"),
     ):
         assert re.search(rf"\b{verb}\b", top)
         assert penstock(verb, "--help").returncode == 0

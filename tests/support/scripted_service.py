@@ -41,7 +41,7 @@ from penstock.call import (
     Usage,
 )
 from penstock.engine.supported import check_supported
-from penstock.errors import ContextOverflow, NotFound, from_kind
+from penstock.errors import ContextOverflow, InvalidRequest, NotFound, from_kind
 from penstock.gateway.service import Health, ModelCard
 
 MODEL = "scripted"
@@ -128,6 +128,8 @@ class ScriptedService:
     def check(self, call: Call) -> None:
         """It stands for the local engine."""
         check_supported(call)
+        if call.suffix:
+            raise InvalidRequest(f"suffix: {call.model} does not support insert", param="suffix")
 
     async def _answer(self, call: Call) -> AsyncIterator[Event]:
         text = call.messages[-1].text if call.kind == "chat" else ""

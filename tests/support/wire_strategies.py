@@ -128,7 +128,8 @@ def call(draw: st.DrawFn, kind: str) -> Call:
             import msgspec
 
             sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
-        return Call(prompts=prompts, echo=echo, sampling=sampling, **common)
+        suffix = "" if echo else draw(text)
+        return Call(prompts=prompts, echo=echo, suffix=suffix, sampling=sampling, **common)
     tools = draw(tuples(tool))
     choices = [None, "none", "auto"] + (["required", f"tool:{tools[0].name}"] if tools else [])
     return Call(

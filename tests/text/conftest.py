@@ -66,6 +66,9 @@ def gguf_byte_bpe(
         first = len(entries)
         writer.add_bos_token_id(ids.get("bos", first))
         writer.add_eos_token_id(ids.get("eos", first + 2))
+        for key, value in ids.items():
+            if key not in ("bos", "eos"):
+                writer.add_uint32(f"tokenizer.ggml.{key}", value)
         _finish(writer)
         return path
 
@@ -109,7 +112,7 @@ def gguf_sentencepiece(
 
     sp = sentencepiece_model
 
-    def make(**flags: bool) -> Path:
+    def make(**flags: int) -> Path:
         path = tmp_path_factory.mktemp("gguf") / "model.gguf"
         writer = gguf.GGUFWriter(str(path), "llama")
         size = sp.get_piece_size()
@@ -125,9 +128,12 @@ def gguf_sentencepiece(
         writer.add_eos_token_id(sp.eos_id())
         writer.add_unk_token_id(sp.unk_id())
         if "add_space_prefix" in flags:
-            writer.add_add_space_prefix(flags["add_space_prefix"])
+            writer.add_add_space_prefix(bool(flags["add_space_prefix"]))
         if "add_bos" in flags:
-            writer.add_add_bos_token(flags["add_bos"])
+            writer.add_add_bos_token(bool(flags["add_bos"]))
+        for key, value in flags.items():
+            if key.startswith("fim_"):
+                writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
         _finish(writer)
         return path
 

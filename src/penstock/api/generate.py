@@ -1,10 +1,10 @@
 """The hot route: a body becomes a Call, the service's events become a stream or one JSON body.
 
 The order, for every call: read the body → Call → open the service's stream → wait for its first event
-(so that an early error keeps its HTTP status) → answer. From the moment the body is read a watcher
-waits for the client's departure, in both modes, before and after the first token; when it comes,
-the service's iterator is closed at once. A stream that has begun always ends well-formed: a finish
-for each choice, or one `error` frame, then `[DONE]`.
+(so that an early error keeps its HTTP status), a streaming one no longer than `keepalive_s` → answer.
+From the moment the body is read a watcher waits for the client's departure, in both modes, before and
+after the first token; when it comes, the service's iterator is closed at once. A stream that has begun
+always ends well-formed: a finish for each choice, or one `error` frame, then `[DONE]`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class GenerateRoute:
         await client.send_whole(encoder.body(fold))
 
     async def _stream(self, client: _Client, backlog: Backlog, encoder: Encoder, exchange: Exchange) -> None:
-        batch = await backlog.take()
+        # Proxies and clients give up on a server that says nothing while a long prompt is computed.
+        batch = await backlog.take(self._settings.keepalive_s)
         if batch is None:
             raise RuntimeError("the service ended a stream without any event")
         if batch and isinstance(batch[0], Failure):

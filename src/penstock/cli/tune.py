@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from penstock.errors import InvalidRequest
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 PROMPTS = 16
 PROMPT_TOKENS = 48
 KV_BYTES = 2**27  # of each engine that confirms: one request of a few hundred tokens
+
+
+class Tuned(Struct, frozen=True):
+    """What programs are told. setting: for --speculation, None where self-drafting does not pay. ratios: of
+    plain decoding, the first by the measured costs."""
+
+    setting: dict[str, Any] | None
+    layers: tuple[int, ...]
+    promised_ratio: float
+    measured_ratio: float | None
+    is_complete: bool
+
 
 app = typer.Typer(help="Find settings by measuring.", no_args_is_help=True)
 
@@ -53,8 +66,8 @@ def self_draft(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="that compute; default: the cores there are")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="write the report here as JSON")
+    report: Annotated[
+        Path | None, typer.Option("--report", "-o", help="write the report here as JSON")
     ] = None,
 ) -> None:
     """Search the layers that draft best for a model, and say whether self-drafting pays."""
@@ -75,10 +88,10 @@ def self_draft(
     if found.setting is not None:
         found = _confirmed(found, engine, texts, tokens, temperature)
     _show(found, seconds)
-    if output is not None:
+    if report is not None:
         described = {**engine, "kind": "self-draft", "prompts": str(prompts) if prompts else "built in"}
         _save(
-            output, found, {**described, "temperature": temperature, "tokens": tokens, "k": k, "beam": beam}
+            report, found, {**described, "temperature": temperature, "tokens": tokens, "k": k, "beam": beam}
         )
 
 
@@ -152,8 +165,13 @@ def _confirmed(
 def _show(found: Found, seconds: float) -> None:
     from rich.table import Table
 
-    from penstock.cli import console
+    from penstock.cli import console, output
 
+    if not output.for_people():
+        output.record(
+            Tuned(found.setting, found.best.layers, found.best.ratio, found.measured_ratio, found.is_complete)
+        )
+        return
     steps = ", ".join(f"{each * 1000:.2f}" for each in found.verify_s)
     console.write(f"a step with 0, 1, … drafts takes {steps} ms\n")
     table = Table(
@@ -175,8 +193,7 @@ def _show(found: Found, seconds: float) -> None:
 
 
 def _row(judged: Judged, total: int) -> tuple[str, ...]:
-    first = judged.layers == tuple(range(len(judged.layers)))
-    left = [str(layer) for layer in range(total) if layer not in judged.layers]
+    left = [layer for layer in range(total) if layer not in judged.layers]
     return (
         str(len(judged.layers)),
         f"{judged.survival[0]:.1%}",
@@ -184,13 +201,21 @@ def _row(judged: Judged, total: int) -> tuple[str, ...]:
         str(judged.k),
         f"{judged.tokens_per_round:.2f}",
         f"{judged.ratio:.2f}",
-        "all behind" if first else " ".join(left),
+        " ".join(_runs(left)),
     )
 
 
-def _save(output: Path, found: Found, workload: dict[str, Any]) -> None:
+def _runs(layers: list[int]) -> list[str]:
+    """`[2, 3, 4, 7] -> ["2-4", "7"]`."""
+    ends = [i for i, layer in enumerate(layers) if layer + 1 not in layers]
+    firsts = [0, *(end + 1 for end in ends[:-1])]
+    pairs = [(layers[first], layers[end]) for first, end in zip(firsts, ends, strict=True)]
+    return [f"{first}-{last}" if first < last else f"{first}" for first, last in pairs]
+
+
+def _save(file: Path, found: Found, workload: dict[str, Any]) -> None:
     from penstock.bench import report
     from penstock.observe.machine import describe_machine
 
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    report.save(output, report.as_json(found, workload, describe_machine(), today))
+    report.save(file, report.as_json(found, workload, describe_machine(), today))

@@ -67,7 +67,7 @@ def assemble_core(
     drafts = None
     if shape.speculation is not None and make_drafter is not None:
         speculation = shape.speculation
-        drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive)
+        drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive, clock)
         resources.append(drafts)
     scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
     return EngineCore(

@@ -164,7 +164,7 @@ class EngineCore:
         if len(self._flight) <= depth:
             plan = self.scheduler.schedule(now)
             if plan is not None:
-                self._flight.launch(plan, now)
+                self._flight.launch(plan, self._clock())
             self._counters.host_s += self._clock() - now
         keep = 0 if plan is None else depth
         if len(self._flight) > keep:

@@ -30,6 +30,7 @@ from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
 from penstock.errors import ContextOverflow, InvalidRequest
+from penstock.text.infill import needed_markers
 from penstock.text.nonces import without_nonces
 from penstock.text.tool_prompt import knows_tools, with_tool_prompt
 from penstock.thinking import SWITCHES
@@ -174,11 +175,15 @@ class Preparer:
         found = []
         for prompt in call.prompts:
             if isinstance(prompt, str):
-                self._check_length(prompt, "prompt")
-                found.append(self.tokenizer.encode(prompt, add_special=True))
+                self._check_length(prompt + call.suffix, "prompt")
+                plain = not call.suffix
+                found.append(self.tokenizer.encode(prompt, add_special=plain, parse_special=plain))
             else:
                 self._check_ids(prompt, "prompt")
                 found.append(list(prompt))
+        if call.suffix:
+            markers = needed_markers(self.tokenizer, self._model)
+            return [markers.prompt(self.tokenizer, beginning, call.suffix) for beginning in found]
         return found
 
     def _check_length(self, text: str, param: str) -> None:
@@ -365,6 +370,8 @@ class Preparer:
         self._check_ids(allowed, "allowed_token_ids")
         # Nothing can follow a complete answer but the end.
         own_stops = () if params.ignore_eos and grammar is None else self.tokenizer.eos_ids
+        if call.suffix and own_stops:
+            own_stops += needed_markers(self.tokenizer, self._model).ends
         prompt_logprobs = params.prompt_logprobs
         if prompt_logprobs is None and call.echo:
             prompt_logprobs = params.logprobs  # echoed tokens carry the same report as generated ones

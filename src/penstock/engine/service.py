@@ -390,5 +390,5 @@ def failure(error: PenstockError) -> Failure:
 def _num_chars(call: Call) -> int:
     """Size of what must be rendered and tokenized, roughly: tools and templates come on top."""
     if call.kind == "completion":
-        return sum(len(prompt) for prompt in call.prompts)
+        return sum(len(prompt) + len(call.suffix) for prompt in call.prompts)
     return sum(len(message.text) for message in call.messages) + 256 * len(call.tools)

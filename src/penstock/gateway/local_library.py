@@ -162,12 +162,15 @@ def _sheet(model: LibraryModel, path: Path) -> ModelSheet:
 
 
 def capabilities_of(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What a model was taught, by its chat templates. A model without "tools" may be given some all the same:
-    it is told of them in the system text."""
+    """What a model was taught, by its chat templates and marker tokens. A model without "tools" may be given
+    some all the same: it is told of them in the system text."""
+    from penstock.text.infill import infill_markers
     from penstock.text.output.choose import format_for_template
     from penstock.text.tool_prompt import knows_tools
 
     found = ["completion"]
+    if infill_markers(tokenizer) is not None:
+        found.append("insert")
     source = tokenizer.chat_template
     if source is None:
         return tuple(found)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 _KEY = "tokenizer.ggml."
+# Older files have the second spelling; a newer one that is there too counts.
+_INFILL_KEYS = {
+    "prefix": "prefix", "suffix": "suffix", "middle": "middle",
+    "fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle", "fim_pad": "end",
+}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
@@ -79,12 +84,17 @@ def from_metadata(metadata: Mapping[str, Any], name: str) -> Vocabulary:
             f"{key}_token": tokens[ids[key]] for key in ("bos", "eos", "unk", "pad") if key in ids
         },
         digest=_digest(metadata, tokens, types, add_bos, add_eos),
+        infill_ids=_declared(metadata, _INFILL_KEYS, len(tokens), name),
     )
 
 
 def _declared_ids(metadata: Mapping[str, Any], size: int, name: str) -> dict[str, int]:
     """Ids of the roles bos, eos, eot, eom, unk, pad as far as the file declares them."""
     keys = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unknown": "unk", "padding": "pad"}
+    return _declared(metadata, keys, size, name)
+
+
+def _declared(metadata: Mapping[str, Any], keys: Mapping[str, str], size: int, name: str) -> dict[str, int]:
     ids = {}
     for key, role in keys.items():
         value = metadata.get(f"{_KEY}{key}_token_id")

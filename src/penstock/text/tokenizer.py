@@ -37,7 +37,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._backend = vocabulary.backend
         self._literal: Backend | None = None
-        self._continuation: Backend | None = None
+        self._continuations: dict[bool, Backend] = {}  # by whether control tokens are parsed
         self._bytes: dict[int, bytes] = {}
         self._spell = SPELLINGS[vocabulary.spelling]
         self.vocab_size: int = vocabulary.size
@@ -49,6 +49,7 @@ class Tokenizer:
         self.chat_template: str | None = vocabulary.templates.get("default")
         self.chat_templates = vocabulary.templates
         self.special_tokens = vocabulary.special_tokens
+        self.infill_ids = vocabulary.infill_ids
         self.strip_leading_space: bool = vocabulary.strip_leading_space
 
     @classmethod
@@ -78,11 +79,14 @@ class Tokenizer:
         """`encode` of each text."""
         return self._run(self._backend if parse_special else self._literal_backend(), texts, add_special)
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """Ids of `text` as it would go on mid-sentence: no automatic leading space, no special tokens."""
-        if self._continuation is None:
-            self._continuation = _without_leading_space(self._backend)
-        return self._run(self._continuation, [text], False)[0]
+    def encode_continuation(self, text: str, parse_special: bool = True) -> list[int]:
+        """Ids of `text` as it would go on mid-sentence: no automatic leading space, nothing around it."""
+        backend = self._continuations.get(parse_special)
+        if backend is None:
+            backend = _without_leading_space(self._backend)
+            backend.encode_special_tokens = not parse_special
+            self._continuations[parse_special] = backend
+        return self._run(backend, [text], False)[0]
 
     def _run(self, backend: Backend, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         for text in texts:

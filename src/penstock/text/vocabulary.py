@@ -41,6 +41,7 @@ class Vocabulary(Struct, frozen=True, kw_only=True):
     """`continuation`: the backend without the automatic leading space, for text that goes on mid-sentence
     (None: `backend` adds none). `strip_leading_space`: decoding a whole text drops that space again.
     `bos_id`, `eos_ids`, `templates`, `special_tokens` (role name -> text) as the model declares them.
+    `infill_ids`: fill-in-the-middle tokens that the model declares, by role: prefix, suffix, middle, end.
     """
 
     backend: Backend
@@ -55,6 +56,7 @@ class Vocabulary(Struct, frozen=True, kw_only=True):
     templates: Mapping[str, str]
     special_tokens: Mapping[str, str]
     digest: str
+    infill_ids: Mapping[str, int] = {}
 
 
 def end_ids(declared: list[int], added: Mapping[int, str]) -> tuple[int, ...]:

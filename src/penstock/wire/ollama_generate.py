@@ -32,6 +32,7 @@ class GenerateRequest(CommonFields, kw_only=True, omit_defaults=True):
     """Body of a generate request."""
 
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     images: list[str] | None = None
     raw: bool | None = None
@@ -40,7 +41,6 @@ class GenerateRequest(CommonFields, kw_only=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(GenerateRequest)
 _KNOWN = frozenset(GenerateRequest.__struct_fields__)
 _REFUSED = {
-    "suffix": "the model does not support insert (text before a given end); leave it out",
     "template": "templates in Go's language can't be used; send the finished text with `raw: true`",
     "context": "ids of earlier answers are not kept; send the conversation to /api/chat",
     "width": "this model makes no images",
@@ -48,7 +48,6 @@ _REFUSED = {
     "steps": "this model makes no images",
 }
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "suffix": ("",),
     "template": ("",),
     "context": ([],),
     "width": (0,),
@@ -63,6 +62,8 @@ def read_request(body: bytes) -> Call:
     refuse(extra, _REFUSED, _HARMLESS)
     extra = {name: value for name, value in extra.items() if name not in _REFUSED}
     common = read_common(request, extra)
+    if request.suffix:
+        return _read_insertion(request, common)
     if request.raw:
         for field in ("system", "images", "think"):
             if getattr(request, field) not in (None, "", []):
@@ -72,6 +73,18 @@ def read_request(body: bytes) -> Call:
                 )
         return Call(kind="completion", prompts=(request.prompt,) if request.prompt else (), **common)
     return Call(kind="chat", messages=_read_turn(request), **common)
+
+
+def _read_insertion(request: GenerateRequest, common: dict[str, Any]) -> Call:
+    """What stands between prompt and suffix. Models are trained for it without a system text: as in Ollama's
+    own templates there is no place for one."""
+    for field in ("images", "think"):
+        if getattr(request, field) not in (None, "", [], False):
+            raise InvalidRequest(
+                f"{field}: with suffix the answer is the text in between; leave out `{field}`", param=field
+            )
+    common = {**common, "template_args": {}}
+    return Call(kind="completion", prompts=(request.prompt or "",), suffix=request.suffix or "", **common)
 
 
 def _read_turn(request: GenerateRequest) -> tuple[Message, ...]:
@@ -93,7 +106,8 @@ def write_request(call: Call) -> bytes:
         raise unsayable("tools")
     request = GenerateRequest(**write_common(call))
     if call.kind == "completion":
-        request.raw = True
+        request.raw = None if call.suffix else True
+        request.suffix = call.suffix or None
         if len(call.prompts) > 1 or not all(isinstance(prompt, str) for prompt in call.prompts):
             raise InvalidRequest(
                 "prompt: Ollama's API takes one prompt as text; send one request for each", param="prompt"

@@ -67,23 +67,26 @@ class CompletionRequest(CommonFields, kw_only=True, omit_defaults=True):
     max_tokens: MaxTokens | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
+    suffix: str | None = None
 
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 _KNOWN = frozenset(CompletionRequest.__struct_fields__)
 _REFUSED = {
-    "suffix": "text before a given end needs a fill-in-the-middle model; leave it out",
     "prompt_embeds": "prompts are text or token ids",
     "max_completion_tokens": "a limit of chat; a completion's is max_tokens",
     "top_logprobs": "a field of chat; a completion's `logprobs` is the number of alternatives",
 }
-_HARMLESS: dict[str, tuple[Any, ...]] = {"suffix": ("",)}
 
 
 def read_request(body: bytes) -> Call:
     """The Call in a request body. Raises InvalidRequest naming the field, the value and the limit."""
     request, extra = decode_request(body, _decoder, _KNOWN)
-    refuse(extra, _REFUSED, _HARMLESS)
+    refuse(extra, _REFUSED)
+    if request.suffix and request.echo:
+        raise InvalidRequest(
+            "echo: with suffix the answer does not follow the prompt; leave echo out", param="echo"
+        )
     _check_best_of(extra.pop("best_of", None), request.n or 1)
     own: dict[str, Any] = {"max_tokens": request.max_tokens, "logprobs": request.logprobs}
     sampling = read_sampling(request, **own)
@@ -96,6 +99,7 @@ def read_request(body: bytes) -> Call:
     return Call(
         kind="completion",
         prompts=_read_prompts(request.prompt),
+        suffix=request.suffix or "",
         sampling=sampling,
         echo=bool(request.echo),
         extra=extra,
@@ -139,6 +143,7 @@ def write_request(call: Call) -> bytes:
         max_tokens=sampling.max_tokens,
         logprobs=sampling.logprobs,
         echo=call.echo or None,
+        suffix=call.suffix or None,
         **fields,
     )
     if not call.extra:

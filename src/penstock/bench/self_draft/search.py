@@ -1,4 +1,5 @@
 """The search: from all layers down, leaving out at each level the one whose loss costs the fewest drafts.
+Tried are the half of the layers that cost fewest when they were last left out.
 
 Judged by what an engine would gain at one request: with k drafts a round brings 1 + s_1 + … + s_k tokens, s_i
 being the share of places at which the first i drafts are right, and takes k drafts and a step that verifies
@@ -18,8 +19,10 @@ from msgspec import Struct
 from penstock.bench.self_draft.costs import draft_seconds, verify_seconds
 from penstock.bench.self_draft.places import Places
 from penstock.engine.drafts.model_drafter import greedy_with_layers
+from penstock.errors import ConfigError
 
 Layers = tuple[int, ...]
+LEAST_TRIED = 6  # layers of a level
 
 
 class Judged(Struct, frozen=True, kw_only=True):
@@ -51,9 +54,12 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 def find(places: Places, beam: int, goes_on: Callable[[], bool]) -> Found:
-    """beam: subsets of a size that are gone on from; goes_on: False when time is up."""
-    search = Search(places, beam, goes_on)
+    """beam: subsets of a size that are gone on from; goes_on: False when time is up. ConfigError for a model
+    of one layer."""
     total = len(places.model.spec.layers)
+    if total < 2:
+        raise ConfigError("self-draft: the model has one layer; there is none to leave out")
+    search = Search(places, beam, goes_on)
     exits = [
         search.judge(tuple(range(count))) for count in sorted({max(1, total * i // 6) for i in range(1, 6)})
     ]
@@ -97,6 +103,7 @@ class Search:
         self._goes_on = goes_on
         self._total = len(places.model.spec.layers)
         self._known: dict[Layers, np.ndarray] = {}
+        self._without = np.full(self._total, np.inf)  # drafts right at a place when layer i was last left out
         self.verify_s = verify_seconds(places)
         self.is_complete = False
 
@@ -107,9 +114,10 @@ class Search:
             self._known[layers] = places.survival(forward)
         return self._known[layers]
 
-    def judge(self, layers: Layers) -> Judged:
+    def judge(self, layers: Layers, most_s: float = np.inf) -> Judged:
+        """most_s: of a draft of more layers, which a disturbed measurement of these may exceed."""
         forward = greedy_with_layers(self._places.model, layers, self._places.kv)
-        cost = draft_seconds(self._places, forward)
+        cost = min(draft_seconds(self._places, forward), most_s)
         return judge(layers, self.survival(layers), cost, self.verify_s)
 
     def run(self) -> Iterator[Judged]:
@@ -117,15 +125,25 @@ class Search:
         layers could not pay for the price of a single one: their drafts are no better."""
         least_s = draft_seconds(self._places, greedy_with_layers(self._places.model, (0,), self._places.kv))
         level = [tuple(range(self._total))]
+        cost = np.inf
         while len(level[0]) > 1:
-            smaller = {kept[:i] + kept[i + 1 :] for kept in level for i in range(len(kept))}
-            tried = []
-            for layers in sorted(smaller):
-                if not self._goes_on():
-                    return
-                tried.append((float(self.survival(layers).sum()), layers))
-            level = [layers for _, layers in sorted(tried, reverse=True)[: self._beam]]
-            yield self.judge(level[0])
+            tried: dict[Layers, float] = {}
+            for kept in level:
+                for layer in self._worth_trying(kept):
+                    if not self._goes_on():
+                        return
+                    layers = tuple(other for other in kept if other != layer)
+                    tried[layers] = self._without[layer] = float(self.survival(layers).sum())
+            level = sorted(tried, key=lambda layers: -tried[layers])[: self._beam]
+            best = self.judge(level[0], cost)
+            cost = best.draft_s
+            yield best
             if judge(level[0], self.survival(level[0]), least_s, self.verify_s).ratio < 1.0:
                 break
         self.is_complete = True
+
+    def _worth_trying(self, kept: Layers) -> list[int]:
+        ranked = sorted(kept, key=lambda layer: -self._without[layer])
+        if np.isinf(self._without[list(kept)]).any():
+            return ranked
+        return ranked[: max(LEAST_TRIED, len(kept) // 2)]

@@ -102,11 +102,15 @@ class DraftLengths:
         self._by_support[min(proposal.support, MOST_SUPPORT)].add(proposal.survival, accepted)
         own.add(proposal.survival, accepted)
 
+    def chance(self, own: Trials, support: int = 1) -> float:
+        """Of a request's draft to be right that is expected to be, where those before it are."""
+        others = self._by_support[min(support, MOST_SUPPORT)]
+        share = others.right / others.expected
+        return min(1.0, (PRIOR * share + own.right) / (PRIOR + own.expected))
+
     def survival(self, proposal: Proposal, own: Trials) -> np.ndarray:
         """float64[k]: of each draft, by the drafter's own estimate and by how right such estimates were."""
-        others = self._by_support[min(proposal.support, MOST_SUPPORT)]
-        share = others.right / others.expected
-        share = min(1.0, (PRIOR * share + own.right) / (PRIOR + own.expected))
+        share = self.chance(own, proposal.support)
         return np.array(proposal.survival) * share ** np.arange(1, len(proposal.survival) + 1)
 
     def choose(self, rows: int, survivals: Sequence[np.ndarray]) -> list[int]:
@@ -117,7 +121,7 @@ class DraftLengths:
         owner = np.repeat(np.arange(len(lengths)), lengths)
         chances = np.concatenate(survivals)
         order = np.argsort(-chances, kind="stable")
-        best = self._best(rows, np.arange(1, len(order) + 1), np.cumsum(chances[order]), MARGIN)
+        best = self.best(rows, np.arange(1, len(order) + 1), np.cumsum(chances[order]), MARGIN)
         if best is None:
             return [0] * len(lengths)
         return np.bincount(owner[order[: best + 1]], minlength=len(lengths)).tolist()
@@ -129,7 +133,7 @@ class DraftLengths:
             return True
         places = np.arange(1, k + 1)
         gained = rows * np.cumsum(chance**places)
-        return self._best(rows, rows * places, gained, CLEARLY) is not None
+        return self.best(rows, rows * places, gained, CLEARLY) is not None
 
     def keeps_up(self, rows: int, gain: float, spent: float) -> bool:
         """Whether steps of so many requests, each with `spent` drafts of which `gain` are right, give as many
@@ -139,10 +143,17 @@ class DraftLengths:
         drafted_s, plain_s = self.cost.seconds(np.array([rows * (1 + spent), rows])).tolist()
         return bool((1 + gain) * plain_s >= drafted_s + self.cost.host_s)
 
-    def _best(self, rows: int, drafts: np.ndarray, gained: np.ndarray, margin: float) -> int | None:
-        """Which of the steps with int[n] drafts, bringing float[n] tokens, gives most tokens a second; None
-        if none is better than plain decoding."""
-        seconds = self.cost.seconds(rows + drafts) + self.cost.host_s
+    def best(
+        self,
+        rows: int,
+        drafts: np.ndarray,
+        gained: np.ndarray,
+        margin: float,
+        price_s: np.ndarray | float = 0.0,
+    ) -> int | None:
+        """Which of the steps with int[n] drafts, bringing float[n] tokens and made in `price_s`, gives most
+        tokens a second; None if none is `margin` times better than plain decoding."""
+        seconds = self.cost.seconds(rows + drafts) + self.cost.host_s + price_s
         rates = (rows + gained) / seconds
         best = int(rates.argmax())
         plain_s = float(self.cost.seconds(np.array([rows]))[0])

@@ -6,20 +6,21 @@ A request that is drafted for is planned only when its last token is known (`Req
 there is one the engine runs step by step: windows and steps ahead are given up for it. So a request for which
 drafts do not pay goes back to plain decoding. From then on they are tried on what it generated, without
 a device (`_rehearse`): as soon as they would have paid, it is drafted for again. Drafters that are models
-are tried again after a while instead.
+are tried again now and then instead, on credit (`engine/drafts/priced.py`).
 
 Invariant: which tokens are drafted changes what a step costs, never what is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from penstock.decoding.drafting.drafter import NOTHING, BatchDrafter, FeatureDrafter, HostDrafter, Proposal
 from penstock.engine.drafts.lengths import DraftLengths, Trials
+from penstock.engine.drafts.priced import TRIAL_DRAFTS, PricedDrafts
 from penstock.engine.plan import DraftStats, StepPlan, StepResult
 from penstock.engine.requests import Request, RequestTable
 from penstock.resource import Grant, TableUpdate
@@ -30,7 +31,7 @@ AT_BEST = 0.95  # and of one that could be drafted for again
 PACE_WEIGHT = 0.15  # of the newest step in the running mean
 REHEARSED = 8  # tokens, the last of eight times the batch: each costs the planning thread time
 LONGEST_PAUSE = 16  # of these, the longer the less came of it
-FIRST_REST, LONGEST_REST = 128, 1024  # tokens until a drafter that has its price is tried again
+REST = 64  # tokens after which it is asked whether a drafter that has its price would pay
 STEP_DRAFTS = 256  # drafts in a step at most: each needs a row of logits
 
 
@@ -38,18 +39,16 @@ class _Drafted:
     """What is remembered of a request in a slot."""
 
     __slots__ = (
-        "appetite", "gain", "idle", "known", "pace", "pause", "proposal", "request", "rest", "spent",
-        "trials",
+        "appetite", "gain", "idle", "known", "pace", "pause", "proposal", "request", "spent", "trials",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.known = -1  # tokens that the drafter knows; -1: it does not know the request
-        self.idle = 0  # steps without a draft, one after the other
+        self.idle = 0  # steps without a draft that would pay, one after the other
         self.proposal = NOTHING
         self.trials = Trials()
         self.appetite = 4  # drafts to ask for where each has its price
-        self.rest = FIRST_REST  # tokens
         self.pause = REHEARSED  # tokens
         self.pace = 1.0  # drafts that were right in a step, or would have been: a running mean
         self.begin()
@@ -77,12 +76,21 @@ class _Drafted:
 class Speculation:
     """A `penstock.resource.Resource` and the scheduler's `DraftSource`."""
 
-    def __init__(self, table: RequestTable, drafter: HostDrafter, k: int, adaptive: bool) -> None:
-        """k: drafts of a request in one step at most. adaptive: fewer, or none, where they do not pay."""
+    def __init__(
+        self, table: RequestTable, drafter: HostDrafter, k: int, adaptive: bool, clock: Callable[[], float]
+    ) -> None:
+        """k: drafts of a request in one step at most. adaptive: fewer, or none, where they do not pay. clock:
+        says what a drafter that computes takes."""
         self._table = table
         self._drafter = drafter
         self._k = k
         self._lengths = DraftLengths(adaptive)
+        self._features = drafter if isinstance(drafter, FeatureDrafter) else None
+        self._batch = drafter if isinstance(drafter, BatchDrafter) else None
+        self._priced = PricedDrafts(self._lengths, k) if self._batch is not None else None
+        self._clock = clock
+        self._drafting_s = 0.0  # of the step that was planned last
+        self._is_trial = False  # … its drafts are to show whether they would pay
         self._drafted: list[_Drafted | None] = [None] * len(table.occupant)
         # Known tokens from which on one that decodes plainly is looked at.
         self._due = np.zeros(len(table.occupant), np.int32)
@@ -94,19 +102,23 @@ class Speculation:
     def admit(self, slot: int, holder: Any) -> int:
         drafted = self._drafted[slot] = _Drafted(holder)
         self._due[slot] = len(holder.known) + REHEARSED
-        if isinstance(self._drafter, FeatureDrafter):
+        if self._features is not None:
             self._catch_up(slot, drafted)
             if drafted.request.cache_store:
-                self._drafter.keep(slot)
+                self._features.keep(slot)
         rows = int(np.count_nonzero(self._table.active))
-        self._table.alone[slot] = self._lengths.pays(rows, self._k, HOPE) and self._has_an_idea(slot, drafted)
+        self._table.alone[slot] = self._begins(slot, drafted, rows)
         return len(holder.known)
 
-    def _has_an_idea(self, slot: int, drafted: _Drafted) -> bool:
-        """Whether to draft from the first token on: a drafter that looks things up has nothing yet for most
+    def _begins(self, slot: int, drafted: _Drafted, rows: int) -> bool:
+        """Whether to draft from the first token on. A drafter that looks things up has nothing yet for most
         requests, and what it will have shows when it is tried on the answer."""
-        if isinstance(self._drafter, BatchDrafter) or not self._lengths.adaptive:
+        if self._priced is not None:
+            return self._priced.begins(rows, drafted.trials)
+        if not self._lengths.adaptive:
             return True
+        if not self._lengths.pays(rows, self._k, HOPE):
+            return False
         self._catch_up(slot, drafted)
         return bool(self._drafter.propose(slot, self._k).tokens)
 
@@ -125,12 +137,13 @@ class Speculation:
     def commit(self, slots: np.ndarray, computed: np.ndarray) -> None:
         table = self._table
         due = slots[~table.alone[slots] & (table.known[slots] >= self._due[slots])]
-        if not len(due) or not self._lengths.pays(len(slots), self._k, AT_BEST):
+        if not len(due):
             return
-        for slot in due.tolist():
-            if isinstance(self._drafter, BatchDrafter):
-                self._rise(slot)
-            else:
+        if self._priced is not None:
+            for slot in due.tolist():
+                self._rise(slot, slots, self._priced)
+        elif self._lengths.pays(len(slots), self._k, AT_BEST):
+            for slot in due.tolist():
                 self._rehearse(slot, len(slots))
 
     def release(self, slot: int) -> None:
@@ -150,34 +163,47 @@ class Speculation:
     def propose(self, rows: np.ndarray, demand: np.ndarray) -> np.ndarray:
         table = self._table
         counts = np.zeros(len(rows), np.int32)
+        self._drafting_s = 0.0
         # A grammar may have forced tokens since the last step: then more than one is to be computed. A
         # drafter that reads hidden states needs those of all but the last.
-        wants = demand == 1 if isinstance(self._drafter, FeatureDrafter) else demand > 0
+        wants = demand == 1 if self._features is not None else demand > 0
         whole = wants & (table.planned[rows] + demand == table.known[rows])
         idle = (table.pending[rows] == 0) & (table.in_flight[rows] == 0)
         candidates = np.flatnonzero(whole & idle & table.alone[rows]).tolist()
         wanted = [i for i in candidates if self._has_answered(int(rows[i]))]
         if not wanted:
             return counts
-        if not self._lengths.pays(len(rows), self._k, AT_BEST):
-            for i in wanted:
-                self._decode_plainly(int(rows[i]))
-            return counts
-        most = min(self._k, STEP_DRAFTS // len(wanted))
         slots = rows[wanted].tolist()
+        most = min(self._most(slots, len(rows)), STEP_DRAFTS // len(wanted))
+        if not most:
+            for slot in slots:
+                self._decode_plainly(slot)
+            return counts
         # The last token is drawn, not drafted.
         rooms = np.minimum(table.limit[slots] - table.known[slots] - 1, most).tolist()
         survivals = []
-        for slot, proposal in zip(slots, self._proposals(slots, rooms), strict=True):
+        for slot, proposal in zip(slots, self._proposals(slots, rooms, len(rows)), strict=True):
             drafted = self._of(slot)
             drafted.proposal = proposal
             survivals.append(self._lengths.survival(proposal, drafted.trials))
-        for i, slot, count in zip(wanted, slots, self._lengths.choose(len(rows), survivals), strict=True):
+        if self._priced is None:
+            chosen = self._lengths.choose(len(rows), survivals)
+        else:
+            chosen = [len(each) for each in survivals]  # what was worth its price is worth its place
+        for i, slot, count in zip(wanted, slots, chosen, strict=True):
             counts[i] = count
-            if isinstance(self._drafter, FeatureDrafter):
-                self.stats.missing += self._drafter.missing(slot)
+            if self._features is not None:
+                self.stats.missing += self._features.missing(slot)
             self._tire(slot, count, len(rows))
         return counts
+
+    def _most(self, slots: list[int], rows: int) -> int:
+        """How many drafts to ask for, for each of `slots`."""
+        if self._priced is None:
+            return self._k if self._lengths.pays(rows, self._k, AT_BEST) else 0
+        most = self._priced.most(rows, [self._of(slot).trials for slot in slots])
+        self._is_trial = not most
+        return most or (TRIAL_DRAFTS if self._priced.goes_on() else 0)
 
     def takes_over(self) -> bool:
         """Whether a request that decodes plainly is drafted for from now on, since the last call: its window
@@ -188,35 +214,40 @@ class Speculation:
     def _has_answered(self, slot: int) -> bool:
         return int(self._table.known[slot]) > self._of(slot).request.prompt_len
 
-    def _proposals(self, slots: list[int], rooms: list[int]) -> list[Proposal]:
+    def _proposals(self, slots: list[int], rooms: list[int], rows: int) -> list[Proposal]:
+        new = [int(self._table.known[slot]) - max(0, self._of(slot).known) for slot in slots]
         for slot in slots:
             self._catch_up(slot, self._of(slot))
-        if not isinstance(self._drafter, BatchDrafter):
+        if self._priced is None or self._batch is None:
             return [self._drafter.propose(slot, room) for slot, room in zip(slots, rooms, strict=True)]
         if self._lengths.adaptive:
             # Each draft has its price here: no more than were of use lately, and one or two to find out more.
             appetites = [self._of(slot).appetite for slot in slots]
             rooms = [min(room, appetite) for room, appetite in zip(rooms, appetites, strict=True)]
-        return self._drafter.propose_all(slots, rooms)
+        began = self._clock()
+        proposals = self._batch.propose_all(slots, rooms)
+        self._drafting_s = self._clock() - began
+        self._priced.asked(rows, sum(rooms), self._drafting_s, caught_up=max(new) > self._k + 1)
+        return proposals
 
     def proposal(self, slot: int) -> np.ndarray:
         return np.array(self._of(slot).proposal.tokens, np.int32)
 
     def _tire(self, slot: int, count: int, rows: int) -> None:
         drafted = self._of(slot)
-        drafted.idle = 0 if count else drafted.idle + 1
+        drafted.idle = 0 if count and not self._is_trial else drafted.idle + 1
         if not count:
             drafted.stepped(0, 0)
         if not self._lengths.adaptive:
             return
-        if drafted.idle >= PATIENCE or not self._lengths.keeps_up(rows, drafted.gain, drafted.spent):
+        keeps_up = self._priced is not None or self._lengths.keeps_up(rows, drafted.gain, drafted.spent)
+        if drafted.idle >= PATIENCE or not keeps_up:
             self._decode_plainly(slot)
 
     def _decode_plainly(self, slot: int) -> None:
         drafted = self._of(slot)
         self._table.alone[slot] = False
-        rest = drafted.rest if isinstance(self._drafter, BatchDrafter) else REHEARSED
-        self._due[slot] = self._table.known[slot] + rest
+        self._due[slot] = self._table.known[slot] + (REHEARSED if self._priced is None else REST)
         drafted.begin()
 
     # ------------------------------------------------------------------ what came of them
@@ -228,7 +259,10 @@ class Speculation:
         if device_s > 0.0 and (plan.counts - plan.draft_counts == 1).all():
             plain_s = float(cost.seconds(np.array([plan.num_rows]))[0])
             gained = float(accepted[live].sum()) / plan.num_rows
-            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s
+            self.stats.saved_s += (1 + gained) * plain_s - device_s - cost.host_s - self._drafting_s
+        if self._priced is not None:
+            drafts, right = int(plan.draft_counts.sum()), int(accepted[live].sum())
+            self._priced.verified(plan.num_rows, drafts, right)
         for row in np.flatnonzero(live & (plan.draft_counts > 0)).tolist():
             drafted = self._drafted[int(plan.slots[row])]
             count, right = int(plan.draft_counts[row]), int(accepted[row])
@@ -248,8 +282,7 @@ class Speculation:
     ) -> None:
         """Steps of a plan from number `index` on gave `results`. bool[R]: rows whose requests are still
         there; int32[n]: tokens of each such row that are verified."""
-        drafter = self._drafter
-        if not isinstance(drafter, FeatureDrafter):
+        if self._features is None:
             return
         for row, count in zip(np.flatnonzero(live).tolist(), counts.tolist(), strict=True):
             slot = int(plan.slots[row])
@@ -258,21 +291,25 @@ class Speculation:
                 continue
             parts = [result.features[row][:count] for result in results[: 1 if plan.window == 1 else count]]
             self._catch_up(slot, drafted)
-            drafter.feed(slot, int(plan.starts[row]) + index, np.concatenate(parts))
+            self._features.feed(slot, int(plan.starts[row]) + index, np.concatenate(parts))
 
     def observe(self, tokens: int, device_s: float, host_s: float | None) -> None:
         """A step of so many tokens took the device `device_s`, after it had waited `host_s` for the host, or
         None if it was planned ahead."""
         self._lengths.cost.observe(tokens, device_s)
         if host_s is not None and device_s > 0.0:
-            self._lengths.cost.observe_host(host_s)
+            self._lengths.cost.observe_host(max(0.0, host_s - self._drafting_s))
+        if self._priced is not None:
+            self._priced.earn()
 
-    def _rise(self, slot: int) -> None:
-        """A drafter that has its price is tried again after a while, each time after a longer one."""
+    def _rise(self, slot: int, slots: np.ndarray, priced: PricedDrafts) -> None:
+        """Draft again for a request, one of `slots`, if that pays, or to see if it would: one at a time."""
         drafted = self._of(slot)
-        drafted.rest = min(2 * drafted.rest, LONGEST_REST)
-        drafted.appetite = 4
-        self._table.alone[slot] = self._is_wanted = True
+        self._due[slot] = self._table.known[slot] + REST
+        alone = self._table.alone
+        if priced.begins(len(slots), drafted.trials) or (not alone[slots].any() and priced.tries()):
+            drafted.appetite = 4
+            alone[slot] = self._is_wanted = True
 
     def _rehearse(self, slot: int, rows: int) -> None:
         """See what drafts would have done for the tokens that came without them."""

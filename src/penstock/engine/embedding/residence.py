@@ -1,8 +1,8 @@
 """Residence: the worker process of one model, there while the model is used and for a while after.
 
 The first request starts it; one that finds it dead starts another. When no request is open, a clock runs for
-`keep_alive_s`, then the process ends and its memory is free. A request that comes meanwhile stops the clock. A model
-for which there is no room makes others, which no request uses, give theirs back first.
+`keep_alive_s`, then the process ends and its memory is free. A request that comes meanwhile stops the clock.
+A model for which there is no room makes others, which no request uses, give theirs back first.
 """
 
 from __future__ import annotations
