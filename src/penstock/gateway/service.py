@@ -114,7 +114,7 @@ class LibraryModel(Struct, frozen=True):
 class ModelSheet(Struct, frozen=True):
     """Everything about one model. info: key-values under GGUF's names. template: Jinja, "" for none.
 
-    capabilities: of "completion", "insert", "tools", "thinking", or "embedding", or "rerank" (a cross-encoder).
+    capabilities: of "completion", "insert", "tools", "thinking"; "embedding"; "rerank" (a cross-encoder).
     """
 
     model: LibraryModel
