@@ -98,6 +98,7 @@ class OllamaRoutes:
                 known.get(model.name) or LibraryModel(model.name, 0, 0.0, ""), model.max_tokens, model.expires
             )
             for model in loaded
+            if model.name not in {card.id for card in cards}
         ]
         return _json(bodies.RunningList(running))
 

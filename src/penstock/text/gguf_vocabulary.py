@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 _KEY = "tokenizer.ggml."
 # Older files have the second spelling; a newer one that is there too counts.
 _INFILL_KEYS = {
-    "prefix": "prefix", "suffix": "suffix", "middle": "middle",
-    "fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle", "fim_pad": "end",
+    "prefix": "prefix",
+    "suffix": "suffix",
+    "middle": "middle",
+    "fim_pre": "prefix",
+    "fim_suf": "suffix",
+    "fim_mid": "middle",
+    "fim_pad": "end",
 }
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
