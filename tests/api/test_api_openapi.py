@@ -73,15 +73,18 @@ async def test_limits_in_the_document_are_those_enforced(serve):
         assert (status == 200) == validator.is_valid(base | case), (case, answer)
 
 
-@pytest.mark.slow
-async def test_schemathesis_finds_nothing(serve):
+@pytest.mark.parametrize(
+    "examples", [pytest.param(12, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.nightly)]
+)
+async def test_schemathesis_finds_nothing(serve, examples):
     """Red if generated requests find a 5xx, a hang, an undocumented status, or an answer off its schema.
 
     Left out is the check that every request the schema allows is accepted: contexts end somewhere.
     """
     server = await serve(drain_s=0)
-    arguments = ["run", server.url + "/openapi.json", "--max-examples", "40", "--request-timeout", "20"]
+    arguments = ["run", server.url + "/openapi.json", "--max-examples", str(examples)]
     arguments += [
+        *("--request-timeout", "20"),
         "--exclude-checks",
         "positive_data_acceptance",
         "--no-color",
