@@ -95,12 +95,12 @@ class TextTokenizer:
 
 
 def _shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much of each is kept when tokens of the longer one go first."""
-    if first <= room // 2:
-        return first, min(second, room - first)
-    if second <= room // 2:
-        return room - second, second
-    return room - room // 2, room // 2
+    """How much of each is kept when tokens of the longer one go first; an odd one stays with the longer one,
+    of two alike with the second."""
+    if first > second:
+        return _shares(second, first, room)[::-1]
+    kept = min(first, room // 2)
+    return kept, room - kept
 
 
 def _tokenized(encoding: Encoding, cut: bool) -> TokenizedText:
