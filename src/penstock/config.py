@@ -265,6 +265,23 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[
         str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
     ] = None
+    embedding_models: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names or folders of models for embeddings, rerank and score beside the served one, "
+            'loaded when first asked for; "" for none'
+        ),
+    ] = ("minilm",)
+    embedding_threads: Annotated[
+        PositiveInt | None, Meta(description="threads that embed; None: the cores this process may use")
+    ] = None
+    embedding_keep_alive_s: Annotated[
+        float,
+        Meta(description="an embedding model that nobody asks for so long gives its memory back; -1: never"),
+    ] = 300.0
+    embedding_queue: Annotated[
+        int, Meta(ge=1, description="texts waiting to be embedded at most, per model; beyond it 429")
+    ] = 16384
     database_url: Annotated[
         str | None,
         Meta(

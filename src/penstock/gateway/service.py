@@ -1,4 +1,5 @@
-"""What the HTTP routes need: ModelService, which answers a Call; ModelLibrary, which keeps the models.
+"""What the HTTP routes need: ModelService, which answers a Call; EmbeddingService; ModelLibrary, which keeps
+the models.
 
 Implemented by the local engine (`penstock.engine.service.EngineService`), and later by routers over
 several upstreams. Errors are PenstockErrors: raised when nothing was sent yet, else a `Failure`
@@ -13,8 +14,18 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from penstock.call import Call, Event, Health, Message, ModelCard, PrefixMiss, ToolSpec
+from penstock.embedding import EmbedCall, Embeddings, LoadedModel, ScoreCall, Scores
 
-__all__ = ["Health", "LibraryModel", "ModelCard", "ModelLibrary", "ModelService", "ModelSheet", "Progress"]
+__all__ = [
+    "EmbeddingService",
+    "Health",
+    "LibraryModel",
+    "ModelCard",
+    "ModelLibrary",
+    "ModelService",
+    "ModelSheet",
+    "Progress",
+]
 
 # (phase, bytes done, bytes in total or None); may be called from any thread. What it raises ends the work.
 Progress = Callable[[str, int, int | None], None]
@@ -69,6 +80,28 @@ class ModelService(Protocol):
     async def close(self) -> None: ...
 
 
+class EmbeddingService(Protocol):
+    """Embedding models and cross-encoders. `penstock.engine.embedding.service` runs them here.
+
+    Raises NotFound (unknown model), InvalidRequest, ContextOverflow (an input too long), Overloaded,
+    EngineUnavailable, ModelRefused. Cancelling a call drops what of it has not begun.
+    """
+
+    def models(self) -> list[ModelCard]:
+        """`max_context` is 0 until a model was loaded once, which its first call does."""
+        ...
+
+    def loaded(self) -> list[LoadedModel]:
+        """Those that take memory now."""
+        ...
+
+    async def embed(self, call: EmbedCall) -> Embeddings: ...
+
+    async def score(self, call: ScoreCall) -> Scores: ...
+
+    async def close(self) -> None: ...
+
+
 class LibraryModel(Struct, frozen=True):
     """A model of this machine. Of one that can't be served the fields behind `digest` are empty.
 
@@ -90,7 +123,7 @@ class LibraryModel(Struct, frozen=True):
 class ModelSheet(Struct, frozen=True):
     """Everything about one model. info: key-values under GGUF's names. template: Jinja, "" for none.
 
-    capabilities: of "completion", "insert", "tools", "thinking".
+    capabilities: of "completion", "insert", "tools", "thinking"; "embedding"; "rerank" (a cross-encoder).
     """
 
     model: LibraryModel

@@ -22,6 +22,7 @@ from penstock.text.pieces import SPELLINGS
 from penstock.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 # Far above any context; the regular-expression engine gives up on (and panics over) single words of more
@@ -104,11 +105,7 @@ class Tokenizer:
     def _run(self, backend: Backend, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         for text in texts:
             check_text(text)
-        try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
-        except BaseException as error:  # noqa: BLE001  (see _unencodable)
-            raise _unencodable(error) from None
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in encode_batch(backend, texts, add_special)]
 
     def _literal_backend(self) -> Backend:
         if self._literal is None:
@@ -172,6 +169,14 @@ class Tokenizer:
             return text.encode("utf-8", "replace")
         entry = self._backend.id_to_token(token_id)
         return b"" if entry is None else self._spell(entry)
+
+
+def encode_batch(backend: Backend, texts: Sequence[str], add_special: bool) -> list[Encoding]:
+    """The library's encodings of checked texts. InvalidRequest for what it gives up on."""
+    try:
+        return backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
+    except BaseException as error:  # noqa: BLE001  (see _unencodable)
+        raise _unencodable(error) from None
 
 
 def check_text(text: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -222,7 +222,7 @@ class ScriptedModelService:
     async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
         """By the first tool or message that differs; the script has no template that could move it."""
         old, new = (pieces_of(_chat_text(call.messages, call.tools)) for call in (before, after))
-        token = len(commonprefix([old, new]))
+        token = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
         if token == len(old):
             return None
         shown = slice(max(0, token - AROUND), token + AROUND)
