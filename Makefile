@@ -20,7 +20,7 @@ INSTALLED := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.*
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make serve   install what serving needs and serve SmolLM2 on http://127.0.0.1:8000"
+	@echo "make serve   install what serving needs and serve SmolLM2 and MiniLM on http://127.0.0.1:8000"
 	@echo "make test    install the test dependencies and run all tests"
 	@echo "make test-agents  install Codex, OpenCode, Cline, Continue and aider; they edit a file (network, minutes)"
 	@echo "make coverage  branch coverage of engine, kv, decoding and call; fails under 90 %"
@@ -55,12 +55,15 @@ $(VENV)/.lint: $(INSTALLED) | $(BIN)/python
 	@$(PIP) install -c constraints.txt -e '.[lint]'
 	@touch $(VENV)/.base $@
 
+# The embedding model too, so that its first request need not wait for a download; without it chats still work.
 serve: $(VENV)/.base
+	-$(BIN)/penstock pull minilm
 	$(BIN)/penstock serve $(ARGS)
 
-# The model of the end-to-end tests is pulled first: two workers need not race for it.
+# The models of the end-to-end tests are pulled first: two workers need not race for them.
 test: $(VENV)/.test $(VENV)/.clients
 	$(BIN)/penstock pull smollm2
+	$(BIN)/penstock pull minilm
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 # Real coding agents, in an environment of their own. Another version: change it here, then ARGS=--record.
@@ -84,6 +87,7 @@ test-agents: $(VENV)/.test $(AGENTS)/.installed
 COVERED := penstock.engine penstock.kv penstock.decoding penstock.call penstock.sampling_params
 coverage: $(VENV)/.test
 	$(BIN)/penstock pull smollm2
+	$(BIN)/penstock pull minilm
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not network and not nightly and not slow" \
 	    $(COVERED:%=--cov=%) --cov-branch --cov-report=term --cov-fail-under=90 \
 	    tests/engine tests/kv tests/decoding tests/engine_process tests/matrix tests/wire $(ARGS)

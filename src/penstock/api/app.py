@@ -15,18 +15,26 @@ from penstock.api.layers import AccessLogLayer, RequestIdLayer
 from penstock.api.routes import Routes
 from penstock.api.security import AuthLayer, HostCheck
 from penstock.config import ServerSettings
-from penstock.gateway.service import ModelLibrary, ModelService
+from penstock.gateway.service import EmbeddingService, ModelLibrary, ModelService
 from penstock.observe.metrics import Metrics
 from penstock.wire import anthropic_batches
 
 
 class App:
-    """What `create_app` makes: an ASGI app that knows its service, for the server's start and end."""
+    """What `create_app` makes: an ASGI app that knows its services, for the server's start and end."""
 
-    def __init__(self, app: ASGIApp, routes: Routes, service: ModelService, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Routes,
+        service: ModelService,
+        embeddings: EmbeddingService | None,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
         self.routes = routes
         self.service = service
+        self.embeddings = embeddings
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,9 +53,11 @@ class App:
         await self.service.drain(timeout_s)
 
     async def close(self) -> None:
-        """End the batches and the service, then the store that their answers go to."""
+        """End the batches and the services, then the store that their answers go to."""
         await self.routes.batches.close()
         await self.service.close()
+        if self.embeddings is not None:
+            await self.embeddings.close()
         await self.routes.database.close()
 
 
@@ -55,10 +65,11 @@ def create_app(
     service: ModelService,
     settings: ServerSettings,
     *,
+    embeddings: EmbeddingService | None = None,
     metrics: Metrics | None = None,
     library: ModelLibrary | None = None,
 ) -> App:
-    """The whole HTTP side over one service.
+    """The whole HTTP side over one service that generates and, if there is one, one that embeds.
 
     library: the models of this machine, for the routes that manage them; without one these are refused.
     Raises ConfigError if the address is not loopback and no key is set (`security.with_api_key`).
@@ -79,11 +90,11 @@ def create_app(
             max_file_bytes=settings.max_file_bytes,
         ),
     ]
-    routes = Routes(service, settings, metrics, library)
+    routes = Routes(service, settings, metrics, library, embeddings)
     app: ASGIApp = routes
     for layer in reversed(layers):
         app = layer(app)
-    return App(app, routes, service, metrics)
+    return App(app, routes, service, embeddings, metrics)
 
 
 def _cors(settings: ServerSettings) -> list[Callable[[ASGIApp], ASGIApp]]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import anthropic, conversations, files, responses, tokens
+from penstock.api import anthropic, conversations, files, prefix_miss, responses, tokens
 from penstock.gateway.service import Health
 from penstock.wire import (
     anthropic_batches,
@@ -19,9 +19,12 @@ from penstock.wire import (
     openai_batches,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_responses,
     openai_responses_body,
     openai_responses_compact,
+    rerank,
+    score,
 )
 from penstock.wire.anthropic_dialect import ErrorEnvelope
 from penstock.wire.anthropic_stream import MessageBody
@@ -60,6 +63,8 @@ def document(models: list[str], secured: bool) -> Json:
         openai_responses.ResponsesRequest,
         openai_responses_body.ResponseBody,
         openai_responses_compact.CompactedResponse,
+        prefix_miss.PrefixMissBody,
+        prefix_miss.PrefixMissRequest,
         responses.DeletedResponse,
         responses.InputTokens,
         responses.ItemList,
@@ -72,6 +77,12 @@ def document(models: list[str], secured: bool) -> Json:
         tokens.TokenizeAnswer,
         tokens.DetokenizeRequest,
         tokens.DetokenizeAnswer,
+        openai_embeddings.EmbeddingRequest,
+        openai_embeddings.EmbeddingList,
+        rerank.RerankRequest,
+        rerank.RerankAnswer,
+        score.ScoreRequest,
+        score.ScoreList,
         ModelBody,
         ModelList,
         VersionBody,
@@ -122,6 +133,9 @@ def _paths() -> Json:
     return {
         openai_chat.PATH: {"post": _generate("createChatCompletion", "ChatRequest", "ChatCompletion")},
         openai_completions.PATH: {"post": _generate("createCompletion", "CompletionRequest", "Completion")},
+        openai_embeddings.PATH: {"post": _post("createEmbedding", "EmbeddingRequest", "EmbeddingList")},
+        **_aliases(rerank.PATHS, "rerank", "RerankRequest", "RerankAnswer"),
+        **_aliases(score.PATHS, "score", "ScoreRequest", "ScoreList"),
         **_anthropic_paths(),
         **response_paths(),
         **conversation_paths(),
@@ -139,6 +153,14 @@ def _paths() -> Json:
         "/metrics": {"get": _get("metrics", {"text/plain": {"schema": {"type": "string"}}})},
         "/version": {"get": _get("version", _json_content("VersionBody"))},
         "/openapi.json": {"get": _get("openapi", {"application/json": {"schema": {"type": "object"}}})},
+    }
+
+
+def _aliases(paths: tuple[str, ...], name: str, request: str, answer: str) -> Json:
+    """One operation under all its paths; operation ids are unique."""
+    return {
+        path: {"post": _post(name if number == 0 else f"{name}{number + 1}", request, answer)}
+        for number, path in enumerate(paths)
     }
 
 
@@ -172,6 +194,11 @@ def response_paths() -> Json:
     return {
         openai_responses.PATH: {"post": _generate("createResponse", request, "ResponseBody")},
         openai_responses_compact.PATH: {"post": _post("compactResponse", request, "CompactedResponse")},
+        "/debug/prefix-miss": {"post": _post("comparePrefixes", "PrefixMissRequest", "PrefixMissBody")},
+        "/debug/prefix-miss/{response_id}": {
+            "parameters": name,
+            "get": _get("explainPrefixMiss", _json_content("PrefixMissBody"), "404"),
+        },
         "/v1/responses/input_tokens": {"post": _post("countInputTokens", "TokenCount", "InputTokens")},
         "/v1/responses/{response_id}": {
             "parameters": name,
@@ -387,8 +414,12 @@ def _amend(schemas: Json, models: list[str]) -> None:
         schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     token = {"type": "integer", "minimum": 0, "maximum": MAX_INT}
     ids = {"type": "array", "items": token, "minItems": 1}
-    most = openai_completions.MAX_PROMPTS
-    schemas["CompletionRequest"]["properties"]["prompt"] = {
+    schemas["EmbeddingRequest"]["properties"]["input"] = _text_or_ids(ids, openai_embeddings.MAX_INPUTS)
+    schemas["CompletionRequest"]["properties"]["prompt"] = _text_or_ids(ids, openai_completions.MAX_PROMPTS)
+
+
+def _text_or_ids(ids: Json, most: int) -> Json:
+    return {
         "anyOf": [
             {"type": "string"},
             ids,
