@@ -186,7 +186,9 @@ class SchemaAnswers:
         self._tokenizer = tokenizer
         vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)
         # The first compilation also imports the library, from a disk that may be cold.
-        self._store = GrammarStore(self.timed, lambda: vocabulary, entries=1024, patience_s=120.0)
+        self._store = GrammarStore(
+            self.timed, lambda: vocabulary, entries=1024, compile_s=120.0, wait_s=600.0
+        )
         self._markers = ThinkingMarkers(tokenizer)
         self._sampler = NativeSampler(MOST_TESTS, tokenizer.vocab_size, self._store)
         self._rows = 1 + most_drafts

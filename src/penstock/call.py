@@ -108,6 +108,8 @@ class ResponseFormat(Struct, frozen=True):
 
 # --------------------------------------------------------------------------- the call
 
+BATCH_PRIORITY = 3  # of a batch's line: behind every call that somebody waits for, however long it waits
+
 
 class CachePolicy(Struct, frozen=True):
     """What the prefix cache may do for this call."""
@@ -158,7 +160,7 @@ class Call(Struct, frozen=True, kw_only=True):
     template_args: dict[str, Any] = {}
     cache: CachePolicy = CachePolicy()
     tenant: str = ""
-    priority: int = 0  # lower runs earlier; classes -2 .. 2
+    priority: int = 0  # lower runs earlier; classes -2 .. 2, and BATCH_PRIORITY
     deadline_s: float | None = None  # seconds from arrival
     user: str | None = None
     metadata: dict[str, str] = {}

@@ -138,7 +138,9 @@ class SpeculationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One loaded model and how it is run."""
 
-    model: Annotated[str, Meta(description="catalogue name, GGUF file or safetensors folder")] = "smollm2"
+    model: Annotated[
+        str, Meta(description="catalogue name, GGUF file, safetensors folder; serve: scripted:FILE")
+    ] = "smollm2"
     backend: Annotated[
         Literal["auto", "cpu", "reference"],
         Meta(description="kernel backend; auto takes the fastest that serves the model"),
@@ -180,6 +182,14 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="tokens computed in one step at most; prompts get fewer where streams would stall",
         ),
     ] = 512
+    batch_step_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="seconds that a step with lines of batches may take, by the measured costs: between "
+            "tokens beside a batch, and, twice at most, until a request that comes is in a step",
+        ),
+    ] = 0.05
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024
     deadline_s: Annotated[
         PositiveFloat | None,
@@ -202,6 +212,13 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="last words of reasoning that a thinking budget ends; part of the budget"),
     ] = ""
+    grammar_backend: Annotated[
+        Literal["auto", "llguidance", "xgrammar"],
+        Meta(
+            description="compiles structured answers; auto: llguidance, and xgrammar for what it refuses, "
+            "where that is installed; xgrammar is an extra: quicker masks, grammars that are slower to make"
+        ),
+    ] = "auto"
     speculation: Annotated[
         SpeculationSettings | None,
         Meta(description='drafter, such as {"method": "suffix", "k": 8}; None: off'),
@@ -251,13 +268,32 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     database_url: Annotated[
         str | None,
         Meta(
-            description="stored responses and conversations: sqlite:///FILE or postgresql://USER@HOST/NAME; "
-            "None: SQLite in the data folder"
+            description="stored responses, conversations, files, batches: sqlite:///FILE or "
+            "postgresql://USER@HOST/NAME; None: SQLite in the data folder"
         ),
     ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )
+    max_file_bytes: Annotated[
+        int, Meta(ge=1024, description="uploaded files and message batches above it get 413 unread")
+    ] = 200 * 2**20
+    batch_in_flight: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="lines of batches in the engine at most; fewer where they would wait there, so more "
+            "than max_running are of no use",
+        ),
+    ] = 256
+    batch_lease_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            description="seconds without a sign of life after which another server goes on with a batch, or "
+            "this one after its restart",
+        ),
+    ] = 10.0
     allowed_hosts: Annotated[
         tuple[str, ...], Meta(description="further names accepted in the Host header (DNS rebinding)")
     ] = ()

@@ -135,6 +135,17 @@ async def test_bodies_that_a_foreign_page_could_send_are_415(serve, media):
     assert (await server.post(CHAT, chat(), "Content-Type: application/JSON; charset=utf-8"))[0] == 200
 
 
+async def test_ollamas_clients_need_not_declare_json(serve):
+    """Red if Ollama's clients that declare nothing, or `curl -d`, get 415, or a browser's page does not."""
+    server = await serve()
+    path, body = "/api/chat", b'{"model": "scripted", "stream": false, "messages": []}'
+    form = "Content-Type: application/x-www-form-urlencoded"
+    for media in ("Content-Type:", "Content-Type: application/octet-stream", form):
+        assert (await server.post(path, body, media))[0] == 200
+        for told in ("Origin: null", "Sec-Fetch-Site: cross-site", "Referer: http://elsewhere/"):
+            assert (await server.post(path, body, media, told))[0] in (403, 415)
+
+
 async def test_unknown_routes_and_methods(serve):
     """Red if 404 or 405 come without the error envelope or the Allow header."""
     server = await serve()

@@ -8,10 +8,15 @@ import openai
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from support.scripted_service import MODEL, token_of
 
 HELLO = [{"role": "user", "content": "hello there you"}]
+
+
+def ask(text):
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}]}
 
 
 @pytest.fixture
@@ -224,3 +229,47 @@ async def test_long_prompt_is_400(client):
     """Red if a prompt over the context hangs or is cut instead of being refused with both numbers."""
     with pytest.raises(openai.BadRequestError, match=r"601.*512"):
         await client.completions.create(model=MODEL, prompt="w " * 600)
+
+
+async def test_a_json_answer_is_parsed(client):
+    """Red if the SDK's own way to structured output gets another form than it asked for."""
+
+    class Town(BaseModel):
+        name: str
+
+    answer = await client.chat.completions.parse(**ask('{"name":"Oslo"}'), response_format=Town)
+    assert answer.choices[0].message.parsed == Town(name="Oslo")
+
+
+async def test_an_image_is_refused_clearly(client):
+    """Red if an image is dropped in silence, or the refusal does not name its field."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    with pytest.raises(openai.BadRequestError, match="reads text only") as caught:
+        await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": [image]}])
+    assert caught.value.param == "messages[0].content"
+
+
+async def test_a_tool_s_result_goes_back(client):
+    """Red if the SDK's own message of a call can't be sent back with the result."""
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    turn = (await client.chat.completions.create(**ask("/tool"), tools=tools)).choices[0].message
+    result = {"role": "tool", "tool_call_id": turn.tool_calls[0].id, "content": "noon"}
+    question = {"role": "user", "content": "hello"}
+    await client.chat.completions.create(
+        model=MODEL, messages=[question, turn, result, question], tools=tools
+    )
+    call = client.server.service.calls[-1]
+    assert [message.role for message in call.messages] == ["user", "assistant", "tool", "user"]
+
+
+async def test_a_client_that_leaves_cancels_its_call(client):
+    """Red if the model goes on for a caller who is gone, with a stream or without."""
+    service = client.server.service
+    stream = await client.chat.completions.create(**ask("/hang-after 3"), stream=True)
+    await anext(aiter(stream))
+    await stream.close()
+    await service.seen(cancelled=1)
+    asked = asyncio.create_task(client.chat.completions.create(**ask("/hang")))
+    await service.seen(started=2)
+    asked.cancel()
+    await service.seen(cancelled=2)

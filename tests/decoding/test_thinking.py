@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from grammar_tokens import EOS, PIECES, ByteTokenizer, encode
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_sampler import forced_token, sections
-from test_grammar_backends import EOS, PIECES, _Bytes, encode
 
 from penstock.decoding.grammar.backend import Vocabulary
 from penstock.decoding.grammar.backends import make_backend
@@ -217,7 +217,7 @@ def _text(tokens: list[int]) -> str:
     )
 
 
-class _WithSpecials(_Bytes):
+class _WithSpecials(ByteTokenizer):
     vocab_size = len(PIECES) + 3
     special_ids = frozenset({EOS, OPEN, CLOSE, HEAD})
 

@@ -22,6 +22,7 @@ from token_engine import Answer, TokenEngine, same_logprobs
 
 from penstock.call import ToolSpec
 from penstock.decoding.drafting.ngram import NgramDrafter
+from penstock.decoding.grammar.backends import unavailable
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
@@ -147,6 +148,11 @@ def _grammar(setup: Setup) -> None:
     setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){400}"))
 
 
+def _second_grammar(setup: Setup) -> None:
+    setup.settings["grammar_backend"] = "xgrammar"
+    setup.sampling.update(grammar=GrammarSpec("regex", "([a-z][0-9]){60}"))
+
+
 def _tools(setup: Setup) -> None:
     # The form with the fewest forced tokens before the first free one.
     form = forced_calls(FORMATS["pythonic"], (TOOL,), "required", True, Specials())
@@ -235,6 +241,8 @@ FEATURES: dict[str, Callable[[Setup], None]] = {
     "cancelled neighbours": _neighbours,
     **BACKENDS,
 }
+# Where one test beside many features says it all.
+OF_ONE_TEST: dict[str, Callable[[Setup], None]] = {"grammar by xgrammar": _second_grammar}
 # Of each of these a request or an engine has one.
 ONE_OF = {
     "one drafter at a time": DRAFTERS.keys(),
@@ -285,7 +293,7 @@ def _sampling_of(i: int, changes: dict[str, Any]) -> TokenSampling:
 def _setup(path: Path, names: tuple[str, ...]) -> Setup:
     setup = Setup(path)
     for name in names:
-        FEATURES[name](setup)
+        (FEATURES | OF_ONE_TEST)[name](setup)
     return setup
 
 
@@ -399,6 +407,14 @@ def test_features_together_give_the_plain_tokens(model, names, models, plain):
     """Red if two features disturb each other's tokens, log-probabilities or resources."""
     arch = MODELS[model]
     check_features(models(arch), names, plain(arch, _oracle(names)))
+
+
+@pytest.mark.skipif(unavailable("xgrammar") is not None, reason=f"xgrammar is {unavailable('xgrammar')}")
+@pytest.mark.parametrize("others", [(), ("suffix drafts", "thinking budget", "prefix cache", "preemption")])
+def test_the_second_grammar_backend_gives_the_tokens_of_the_first(others, models, plain):
+    """Red if what may come next, or what is forced, depends on who reads the grammar."""
+    names = ("grammar by xgrammar", *others)
+    check_features(models("llama"), names, plain("llama", _oracle(names)))
 
 
 @pytest.mark.nightly

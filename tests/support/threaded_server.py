@@ -21,7 +21,7 @@ class Live:
     """A server that runs; `wait(coroutine)` runs something on its loop."""
 
     url: str
-    service: ScriptedService
+    service: Any
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
     stop: asyncio.Event
@@ -37,14 +37,18 @@ class Live:
 
 @contextmanager
 def live_servers() -> Iterator[Callable[..., Live]]:
-    """A function that starts servers over a ScriptedService, `start(library=…, embeddings=…)`; they end with
-    the block, and none has a call open then."""
+    """A function that starts servers, `start(library=…, make=…, api_key=…)`, over the service that `make`
+    makes on the server's loop; they end with the block, and none has a call open then."""
     running: list[Live] = []
 
     def start(
-        library: ModelLibrary | None = None, embeddings: EmbeddingService | None = None, **settings: Any
+        library: ModelLibrary | None = None,
+        make: Callable[[], Any] = ScriptedService,
+        embeddings: EmbeddingService | None = None,
+        **settings: Any,
     ) -> Live:
-        running.append(_start(library, embeddings, ServerSettings(**({"port": 0, "drain_s": 0} | settings))))
+        config = ServerSettings(**({"port": 0, "drain_s": 0} | settings))
+        running.append(_start(library, make, embeddings, config))
         return running[-1]
 
     yield start
@@ -52,12 +56,17 @@ def live_servers() -> Iterator[Callable[..., Live]]:
         live.end()
 
 
-def _start(library: ModelLibrary | None, embeddings: EmbeddingService | None, config: ServerSettings) -> Live:
+def _start(
+    library: ModelLibrary | None,
+    make: Callable[[], Any],
+    embeddings: EmbeddingService | None,
+    config: ServerSettings,
+) -> Live:
     found: list[Live] = []
     listening, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
-        service = ScriptedService()
+        service = make()
         app = create_app(service, config, library=library, embeddings=embeddings)
         loop = asyncio.get_running_loop()
 

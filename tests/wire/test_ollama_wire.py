@@ -122,6 +122,20 @@ def test_messages_in_every_spelling():
     )
 
 
+@pytest.mark.parametrize("name", [None, "f"])
+def test_an_answer_whose_call_lost_its_id_finds_it(name):
+    """Red if a client (litellm) that drops the ids of calls, but sends them with answers, mixes tools up."""
+    named = {} if name is None else {"tool_name": name}
+    calls = [{"function": {"name": n, "arguments": {}}} for n in ("f", "f")]
+    kept = {"id": "mine", "function": {"name": "f", "arguments": {}}}
+    answers = [{"role": "tool", "content": t, "tool_call_id": f"lost_{t}", **named} for t in "ab"]
+    answers.append({"role": "tool", "content": "c", "tool_call_id": "mine"})
+    body = {"model": "m", "messages": [{"role": "assistant", "tool_calls": [kept, *calls]}, *answers]}
+    messages = ollama_chat.read_request(json.dumps(body).encode()).messages
+    made = [part.id for part in messages[0].parts]
+    assert [message.parts[0].id for message in messages[1:]] == [made[1], made[2], "mine"]
+
+
 def test_generate_is_a_turn_or_raw_text():
     """Red if system text is lost, or a raw prompt meets the chat template."""
     parsed = read_generate(system="s")

@@ -112,6 +112,16 @@ def test_every_single_byte_split():
             assert decoder.feed(encoded[:cut]) + decoder.feed(encoded[cut:]) == whole
 
 
+def summed_calls(parts: list[dict]) -> list[dict]:
+    """The tool calls of one choice's chunks, with the ids that came first."""
+    calls: dict[int, dict] = {}
+    for delta in (delta for part in parts for delta in part["delta"].get("tool_calls") or ()):
+        function = delta["function"]
+        call = calls.setdefault(delta["index"], {"id": delta.get("id"), "name": function.get("name")})
+        call["arguments"] = call.get("arguments", "") + (function.get("arguments") or "")
+    return [call for _, call in sorted(calls.items())]
+
+
 @pytest.mark.parametrize("kind", CODECS)
 @given(data=st.data())
 def test_the_body_is_the_fold_of_the_stream(kind, data):
@@ -136,6 +146,13 @@ def test_the_body_is_the_fold_of_the_stream(kind, data):
             assert (choice["message"]["content"] or "") == "".join(
                 p["delta"].get("content") or "" for p in parts
             )
+            message = choice["message"]
+            assert (message.get("reasoning_content") or "") == "".join(
+                p["delta"].get("reasoning_content") or "" for p in parts
+            )
+            assert [
+                {"id": call["id"], **call["function"]} for call in message.get("tool_calls") or ()
+            ] == summed_calls(parts)
             shown = (choice["logprobs"] or {}).get("content", [])
             assert shown == [x for part in parts if part["logprobs"] for x in part["logprobs"]["content"]]
 

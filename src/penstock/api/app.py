@@ -17,6 +17,7 @@ from penstock.api.security import AuthLayer, HostCheck
 from penstock.config import ServerSettings
 from penstock.gateway.service import EmbeddingService, ModelLibrary, ModelService
 from penstock.observe.metrics import Metrics
+from penstock.wire import anthropic_batches
 
 
 class App:
@@ -41,12 +42,23 @@ class App:
             raise NotImplementedError(f"{scope['type']}: only HTTP is served")
         await self._app(scope, receive, send)
 
+    async def start(self) -> None:
+        """Begin loading, and go on with the batches that an earlier server left."""
+        await self.service.start()
+        self.routes.batches.start()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Nothing new, and no batch: their lines are run by the next server. Answers get `timeout_s`."""
+        await self.routes.batches.close()
+        await self.service.drain(timeout_s)
+
     async def close(self) -> None:
-        """End the services, then the store that its answers go to."""
+        """End the batches and the services, then the store that their answers go to."""
+        await self.routes.batches.close()
         await self.service.close()
         if self.embeddings is not None:
             await self.embeddings.close()
-        await self.routes.turns.close()
+        await self.routes.database.close()
 
 
 def create_app(
@@ -71,7 +83,12 @@ def create_app(
         *_cors(settings),
         ErrorLayer,  # inside CORS, so that a page may read its errors
         partial(AuthLayer, settings=settings),
-        partial(BodyLimit, max_bytes=settings.max_body_bytes),
+        partial(
+            BodyLimit,
+            max_bytes=settings.max_body_bytes,
+            uploads=("/v1/files", anthropic_batches.PATH),
+            max_file_bytes=settings.max_file_bytes,
+        ),
     ]
     routes = Routes(service, settings, metrics, library, embeddings)
     app: ASGIApp = routes

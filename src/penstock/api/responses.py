@@ -135,13 +135,23 @@ def tenant_of(request: Request) -> str:
 
 def cut_of(request: Request) -> Cut:
     """`after`, `limit` and `order` of a list request. Raises InvalidRequest."""
-    query = request.query_params
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
-        raise InvalidRequest(f"limit: {limit!r} is not a number from 1 to {MAX_LIMIT}", param="limit")
+    return Cut(request.query_params.get("after"), limit_of(request, 20, MAX_LIMIT), is_descending(request))
+
+
+def limit_of(request: Request, default: int, most: int) -> int:
+    """`limit` of a list request. Raises InvalidRequest."""
+    given = request.query_params.get("limit", str(default))
+    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= most):
+        raise InvalidRequest(f"limit: {given[:20]!r} is not a number from 1 to {most}", param="limit")
+    return int(given)
+
+
+def is_descending(request: Request) -> bool:
+    """`order` of a list request. Raises InvalidRequest."""
+    order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order: {order!r}; use asc or desc", param="order")
-    return Cut(query.get("after"), int(limit), order == "desc")
+        raise InvalidRequest(f"order: {order[:20]!r}; use asc or desc", param="order")
+    return order == "desc"
 
 
 def page_response(page: Page) -> Response:

@@ -17,22 +17,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
 from penstock.api import anthropic
+from penstock.api.batches import BatchRoutes, MessageBatchRoutes
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
 from penstock.api.conversations import ConversationRoutes
 from penstock.api.embeddings import EmbeddingRoutes
 from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
+from penstock.api.files import FileRoutes
 from penstock.api.generate import GenerateRoute
 from penstock.api.ollama import OllamaRoutes
 from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_card
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
+from penstock.gateway.batches.answer import Answerer
+from penstock.gateway.batches.runner import BatchRunner
+from penstock.gateway.batches.service import BatchService
 from penstock.gateway.service import EmbeddingService, Health, ModelCard, ModelLibrary, ModelService
 from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
-from penstock.store.opening import LazyTurns
+from penstock.store.opening import LazyBatches, LazyDatabase, LazyTurns
 from penstock.wire import (
+    anthropic_batches,
     anthropic_messages,
     openai_chat,
     openai_completions,
@@ -65,13 +71,16 @@ class Routes:
             openai_responses_compact,
             anthropic_messages,
         )
-        self.turns = LazyTurns(settings.database_url)
-        sessions = Sessions(service, self.turns)
+        self.database = LazyDatabase(settings.database_url)
+        turns = LazyTurns(self.database)
+        sessions = Sessions(service, turns)
+        self.batches = _batches(service, sessions, LazyBatches(self.database), settings, metrics)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
         ollama = OllamaRoutes(service, settings, metrics, library, embeddings)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
-        rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
+        rest += _response_routes(service, sessions, turns, hot[openai_responses.PATH])
+        rest += _batch_routes(self.batches, settings)
         self._paths = [*hot, *(route.path for route in rest), "/"]
         self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
 
@@ -208,6 +217,44 @@ def _response_routes(
         _on("GET", items, conversations.list_items),
         _on("GET", items + "/{item_id}", conversations.get_item),
         _on("DELETE", items + "/{item_id}", conversations.delete_item),
+    ]
+
+
+def _batches(
+    service: ModelService, sessions: Sessions, store: LazyBatches, settings: ServerSettings, metrics: Metrics
+) -> BatchService:
+    """For all formats that answer with one body; OpenAI's have an endpoint of their own each."""
+    openai = {codec.PATH: codec for codec in (openai_chat, openai_completions, openai_responses)}
+    answer = Answerer(service, sessions, {**openai, anthropic_messages.PATH: anthropic_messages})
+    runner = BatchRunner(
+        store, answer, metrics, in_flight=settings.batch_in_flight, lease_s=settings.batch_lease_s
+    )
+    return BatchService(store, runner, list(openai))
+
+
+def _batch_routes(service: BatchService, settings: ServerSettings) -> list[Route]:
+    """Files and batches."""
+    files = FileRoutes(service.store, settings)
+    batches, messages = BatchRoutes(service), MessageBatchRoutes(service)
+    file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+    message_batches = anthropic_batches.PATH
+    message_batch = message_batches + "/{batch_id}"
+    return [
+        _on("POST", "/v1/files", files.create),
+        _on("GET", "/v1/files", files.list),
+        _on("GET", file, files.get),
+        _on("DELETE", file, files.delete),
+        _on("GET", file + "/content", files.content),
+        _on("POST", "/v1/batches", batches.create),
+        _on("GET", "/v1/batches", batches.list),
+        _on("GET", batch, batches.get),
+        _on("POST", batch + "/cancel", batches.cancel),
+        _on("POST", message_batches, messages.create),
+        _on("GET", message_batches, messages.list),
+        _on("GET", message_batch, messages.get),
+        _on("DELETE", message_batch, messages.delete),
+        _on("POST", message_batch + "/cancel", messages.cancel),
+        _on("GET", message_batch + "/results", messages.results),
     ]
 
 

@@ -48,6 +48,7 @@ PACKAGES = {
     "rich": "rich",
     "prometheus-client": "prometheus_client",
     "huggingface_hub": "huggingface_hub",
+    "llguidance": "llguidance",
 }
 
 
@@ -81,6 +82,7 @@ def findings(settings: EngineSettings) -> Iterator[Finding]:
         ("packages", _packages),
         ("kernels", _kernels),
         ("backend", _backend),
+        ("grammars", _grammars),
         ("model store", _store),
         ("model", _model),
         ("speculation", _speculation),
@@ -168,6 +170,20 @@ def _backend(settings: EngineSettings) -> Iterator[Finding]:
         yield Finding(
             "note", "fallbacks", "none: the reference backend has every operation, in float32 numpy"
         )
+
+
+def _grammars(settings: EngineSettings) -> Iterator[Finding]:
+    """The backends of structured answers, in the order in which they are asked."""
+    from penstock.decoding.grammar.backends import BACKENDS, unavailable
+
+    chosen = settings.grammar_backend
+    for name in BACKENDS:
+        reason = unavailable(name)
+        if reason is not None:
+            yield Finding("broken" if chosen == name else "note", "grammars", f"{name}: {reason}")
+        else:
+            use = "used" if chosen in ("auto", name) else f"not used: grammar_backend is {chosen}"
+            yield Finding("ok", "grammars", f"{name} {importlib.metadata.version(name)}, {use}")
 
 
 def _store(settings: EngineSettings) -> Iterator[Finding]:

@@ -48,16 +48,19 @@ def serve(
     settings: dict[str, Any],
 ) -> None:
     """Serve a model on the OpenAI API."""
-    engine_settings = build(EngineSettings, **(settings if model is None else {**settings, "model": model}))
-    _run(engine_settings, build(ServerSettings, **server))
+    settings = settings if model is None else {**settings, "model": model}
+    engine_settings = build(EngineSettings, **settings)
+    _run(engine_settings, build(ServerSettings, **server), settings)
 
 
-def _run(settings: EngineSettings, server: ServerSettings) -> None:
+def _run(settings: EngineSettings, server: ServerSettings, given: dict[str, Any]) -> None:
+    """given: the engine settings that were not left alone."""
     import uvloop
 
     from penstock.api.security import with_api_key
     from penstock.cli import console
     from penstock.cli.start import Clock, ensure_model, setup_logging
+    from penstock.simulate.scripted.script import is_scripted
 
     clock = Clock()
     clock.lap("command")
@@ -67,6 +70,11 @@ def _run(settings: EngineSettings, server: ServerSettings) -> None:
         console.note(
             f"{server.host} can be reached from other machines; API key for this run: {server.api_key}"
         )
+    if is_scripted(settings.model):
+        from penstock.cli.serve_scripted import serve_scripted
+
+        uvloop.run(serve_scripted(settings.model, server, clock, given))
+        return
     if server.engine is None:
         ensure_model(settings.model)
     clock.lap("model")

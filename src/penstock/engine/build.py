@@ -69,7 +69,9 @@ def assemble_core(
         speculation = shape.speculation
         drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive, clock)
         resources.append(drafts)
-    scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
+    scheduler = Scheduler(
+        table, policy, resources, shape.token_budget, longest_window, drafts, shape.batch_step_s
+    )
     return EngineCore(
         scheduler,
         kv,
@@ -229,10 +231,11 @@ def build_engine(
         namespace=namespace_digest(_namespace(info, backend, layout, max_context)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
+        batch_step_s=settings.batch_step_s,
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )
-    grammars = _grammars(path, spec.vocab_size)
+    grammars = _grammars(path, spec.vocab_size, settings.grammar_backend)
     pool = model.allocate_kv(layout, num_blocks)
     runner = _runner(model, pool, layout, shape, grammars)
     drafter = partial(make_drafter, settings, model, pool, shape)
@@ -251,7 +254,7 @@ def build_engine(
     return core, ready
 
 
-def _grammars(path: Path, vocab_size: int) -> GrammarStore:
+def _grammars(path: Path, vocab_size: int, backend: str) -> GrammarStore:
     """The tokenizer is loaded with the first grammar."""
     from penstock.decoding.grammar.backend import Vocabulary
     from penstock.decoding.grammar.backends import make_backend
@@ -262,7 +265,7 @@ def _grammars(path: Path, vocab_size: int) -> GrammarStore:
     def vocabulary() -> Vocabulary:
         return Vocabulary(Tokenizer.load(path), vocab_size)
 
-    return GrammarStore(make_backend("auto", vocabulary), vocabulary)
+    return GrammarStore(make_backend(backend, vocabulary), vocabulary)
 
 
 def _runner(

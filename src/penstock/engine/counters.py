@@ -53,7 +53,9 @@ class Counters(Struct):
             return 1.0
         return float(min(60.0, max(1.0, round(self.busy_s / self.finished * queue / 10))))
 
-    def progress(self, now: float, scheduler: Scheduler, open_requests: int, stats: KVStats) -> Progress:
+    def progress(
+        self, now: float, scheduler: Scheduler, open_requests: int, stats: KVStats, grammar_fallbacks: int
+    ) -> Progress:
         drafts, running = scheduler.draft_stats, len(scheduler.running)
         return Progress(
             steps=self.steps,
@@ -78,4 +80,5 @@ class Counters(Struct):
             saved_s=drafts.saved_s,
             draft_missing=drafts.missing,
             forced_tokens=self.forced_tokens,
+            grammar_fallbacks=grammar_fallbacks,
         )

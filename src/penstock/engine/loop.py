@@ -479,7 +479,8 @@ class EngineCore:
 
     def progress(self) -> Progress:
         counters, scheduler = self._counters, self.scheduler
-        return counters.progress(self._clock(), scheduler, len(self._requests), self.kv.stats())
+        fallbacks = self._preparing.grammar_fallbacks
+        return counters.progress(self._clock(), scheduler, len(self._requests), self.kv.stats(), fallbacks)
 
     def check_idle(self) -> None:
         """With nothing to do every slot, block and counter is back. Raises AssertionError."""

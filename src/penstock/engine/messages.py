@@ -131,6 +131,7 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     saved_s: float = 0.0  # by drafts: plain decoding of the same tokens would have taken so much longer
     draft_missing: int = 0  # tokens whose context the drafter did not have, over all its steps
     forced_tokens: int = 0  # that a grammar left no choice about, taken without a draw
+    grammar_fallbacks: int = 0  # grammars that the second backend compiled, as the first refused them
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):

@@ -28,6 +28,11 @@ class Preparing:
         """Requests that `ready` would hand out."""
         return sum(future.done() for future in self._waiting.values())
 
+    @property
+    def grammar_fallbacks(self) -> int:
+        """Grammars that a second backend compiled."""
+        return 0 if self._grammars is None else self._grammars.fallbacks
+
     def add(self, request: Request) -> None:
         """Until its grammar is there. A refusal is handed out by `ready` too."""
         spec = request.sampling.grammar

@@ -25,5 +25,6 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     namespace: bytes
     deadline_s: float | None = None
     aging_s: float = 30.0
+    batch_step_s: float = 0.05
     tenant_weights: dict[str, float] = {}
     speculation: SpeculationSettings | None = None

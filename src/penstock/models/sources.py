@@ -173,6 +173,8 @@ def _entry(name: str) -> WheelEntry:
 
 def _unknown(name: str) -> str:
     """What to say about a name that nothing is known by."""
+    if name.startswith("scripted:"):
+        return f"{name}: a scripted model has no files to load; `penstock serve` alone takes it"
     stored = {model.name for model in list_models()}
     known = sorted(stored | ENTRIES.keys())
     folder = Path(name).expanduser().parent

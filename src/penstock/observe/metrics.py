@@ -91,6 +91,15 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "penstock_cancelled_total", "counter", "", ("cause",), "Calls ended early: disconnect, slow_reader"
     ),
+    Metric("penstock_batches_running", "gauge", "", (), "Batches that this server runs"),
+    Metric("penstock_batch_lines_running", "gauge", "", (), "Lines of batches in flight"),
+    Metric(
+        "penstock_batch_lines_total",
+        "counter",
+        "",
+        ("state",),
+        "Lines of batches that ended: succeeded, errored, cancelled, expired",
+    ),
     Metric("penstock_running", "gauge", "", ("model",), "Requests in a slot"),
     Metric("penstock_waiting", "gauge", "", ("model",), "Requests in the queue"),
     Metric("penstock_kv_blocks", "gauge", "blocks", ("model", "state"), "KV blocks: total, owned, reusable"),
@@ -150,6 +159,13 @@ TABLE: tuple[Metric, ...] = (
         "tokens",
         ("model",),
         "Tokens that a grammar left no choice about, taken without a draw",
+    ),
+    Metric(
+        "penstock_grammar_fallbacks_total",
+        "counter",
+        "",
+        ("model",),
+        "Grammars that the second grammar backend compiled because the first refused them",
     ),
     Metric("penstock_busy_seconds_total", "counter", "s", ("model",), "Time with a step on the device"),
     Metric(
@@ -213,6 +229,7 @@ class EngineProgress(Protocol):
     saved_s: float
     draft_missing: int
     forced_tokens: int
+    grammar_fallbacks: int
 
 
 # Progress counter -> series. An engine that restarts counts from zero; the series goes on.
@@ -231,6 +248,7 @@ _ENGINE_COUNTERS = {
     "saved_s": "penstock_draft_saved_seconds_total",
     "draft_missing": "penstock_draft_missing_context_tokens_total",
     "forced_tokens": "penstock_forced_tokens_total",
+    "grammar_fallbacks": "penstock_grammar_fallbacks_total",
 }
 
 
@@ -308,6 +326,16 @@ class Metrics:
         self._child("penstock_prompt_tokens_total", model).inc(prompt)
         self._child("penstock_cached_tokens_total", model).inc(cached)
         self._child("penstock_generated_tokens_total", model).inc(generated)
+
+    def batches_running(self, count: int) -> None:
+        self._child("penstock_batches_running").set(count)
+
+    def batch_lines_running(self, count: int) -> None:
+        self._child("penstock_batch_lines_running").set(count)
+
+    def batch_lines_ended(self, state: str, count: int) -> None:
+        """`state` as in `penstock.store.records.LineState`."""
+        self._child("penstock_batch_lines_total", state).inc(count)
 
     # ---- the engine side
 

@@ -55,6 +55,14 @@ class FunctionSpec(Struct, omit_defaults=True):
     parameters: dict[str, Any] | None = None
 
 
+class _OpenCall(Struct, frozen=True):
+    """A call that no answer was read for yet. `has_id`: the client gave the id, it was not made here."""
+
+    id: str
+    name: str
+    has_id: bool
+
+
 class Tool(Struct):
     function: FunctionSpec
     type: Literal["function"] = "function"
@@ -111,7 +119,7 @@ def answer_calls(calls: list[ToolCallPart]) -> tuple[list[AnswerToolCall], str]:
 
 def read_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
     """Raises InvalidRequest naming the message."""
-    open_calls: list[tuple[str, str]] = []  # (id, name) of calls without an answer
+    open_calls: list[_OpenCall] = []  # (id, name) of calls without an answer
     count = 0
     found: list[Message] = []
     for i, message in enumerate(messages):
@@ -129,7 +137,7 @@ def read_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
             identity = call.id or f"call_{count}"
             count += 1
             parts.append(ToolCallPart(identity, call.function.name, _arguments(call, path)))
-            open_calls.append((identity, call.function.name))
+            open_calls.append(_OpenCall(identity, call.function.name, bool(call.id)))
         found.append(Message(message.role, tuple(parts)))
     return tuple(found)
 
@@ -147,17 +155,21 @@ def _arguments(call: ToolCallBody, path: str) -> str:
     raise InvalidRequest(f"{name}: expected an object, got {raw[:60].decode(errors='replace')}", param=name)
 
 
-def _tool_answer(message: ChatMessage, open_calls: list[tuple[str, str]], path: str) -> Message:
+def _tool_answer(message: ChatMessage, open_calls: list[_OpenCall], path: str) -> Message:
+    """A client may drop the ids of calls and still send one with an answer: the first such call's."""
     name, identity = message.tool_name, message.tool_call_id
-    if identity is None:
-        identity = next((id_ for id_, called in open_calls if name is None or called == name), None)
+    if all(call.id != identity for call in open_calls):
+        candidates = (
+            call for call in open_calls if name in (None, call.name) and (identity is None or not call.has_id)
+        )
+        identity = next((call.id for call in candidates), identity)
     if identity is None:
         named = f" of {name!r}" if name else ""
         raise InvalidRequest(
             f"{path}: a tool's answer without a call{named} before it; send tool_call_id or tool_name",
             param=f"{path}.tool_name",
         )
-    open_calls[:] = [call for call in open_calls if call[0] != identity]
+    open_calls[:] = [call for call in open_calls if call.id != identity]
     content: tuple[TextPart | ImagePart, ...] = (TextPart(message.content),) if message.content else ()
     content += tuple(read_images(message.images, f"{path}.images"))
     return Message("tool", (ToolResultPart(identity, content),), name)

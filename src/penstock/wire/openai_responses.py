@@ -241,7 +241,9 @@ def _read_format(text: TextOptions | None) -> ResponseFormat | None:
 
 def write_request(call: Call) -> bytes:
     """The request body for an upstream of this format. Tenant, deadline, session and read/store policy stay
-    here."""
+    here. Raises InvalidRequest for several choices, which the format can't say."""
+    if call.sampling.n > 1:
+        raise InvalidRequest(f"n: {call.sampling.n}; the Responses format has one answer", param="n")
     extra = dict(call.extra)
     messages = call.messages[1:] if "instructions" in extra else call.messages
     text = _write_text(call.response_format, extra.pop("text", None))

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Struct
 
 from penstock.decoding.grammar.spec import GrammarSpec
-from penstock.errors import PenstockError
+from penstock.errors import InvalidRequest, PenstockError
 
 
 class GrammarBroken(PenstockError):
@@ -72,7 +72,10 @@ class CompiledGrammar(Protocol):
 
 
 class GrammarBackend(Protocol):
+    """`fallbacks`: grammars compiled so far after another backend refused them."""
+
     name: str
+    fallbacks: int
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Raises InvalidRequest for what it can't honour, naming the keyword."""
@@ -89,3 +92,12 @@ class Vocabulary(Struct, frozen=True):
 
     tokenizer: TokenBytes
     size: int
+
+
+_PARAMS = {"json_schema": "json_schema", "json_object": "response_format"}
+
+
+def refusal(spec: GrammarSpec, reason: str) -> InvalidRequest:
+    """Of a spec that a backend can't honour. `reason` names the keyword."""
+    param = "tools" if spec.loops is not None else _PARAMS.get(spec.kind, spec.kind)
+    return InvalidRequest(f"{param}: {reason.strip()}", param=param, code="unsupported_grammar")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.decoding.grammar.backend import GrammarBroken, TokenBytes, Vocabulary
+from penstock.decoding.grammar.backend import GrammarBroken, TokenBytes, Vocabulary, refusal
 from penstock.decoding.grammar.spec import WHITESPACE, GrammarSpec
 from penstock.errors import InvalidRequest
 
@@ -99,6 +99,7 @@ class _Compiled:
 
 class LLGuidanceBackend:
     name = "llguidance"
+    fallbacks = 0
 
     def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
         """`vocabulary` is asked for on first use: it may have to be loaded."""
@@ -113,13 +114,13 @@ class LLGuidanceBackend:
         try:
             source = _grammar(spec)
         except ValueError as error:
-            raise _refusal(spec, str(error)) from None
+            raise refusal(spec, str(error)) from None
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, tokenizer)
         if failed:
-            raise _refusal(spec, messages[0])
+            raise refusal(spec, messages[0])
         prototype = LLMatcher(tokenizer, source, log_level=0)
         if prototype.is_error():
-            raise _refusal(spec, prototype.get_error())
+            raise refusal(spec, prototype.get_error())
         return _Compiled(prototype)
 
     def _ready_tokenizer(self) -> Any:
@@ -207,11 +208,3 @@ def _struct_tags(source: str) -> list[Any]:
             )
         )
     return tags
-
-
-_PARAMS = {"json_schema": "json_schema", "json_object": "response_format"}
-
-
-def _refusal(spec: GrammarSpec, message: str) -> InvalidRequest:
-    param = "tools" if spec.loops is not None else _PARAMS.get(spec.kind, spec.kind)
-    return InvalidRequest(f"{param}: {message.strip()}", param=param, code="unsupported_grammar")

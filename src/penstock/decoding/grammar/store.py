@@ -75,6 +75,11 @@ class GrammarStore:
         self._open = 0
         self._workers: ThreadPoolExecutor | None = None
 
+    @property
+    def fallbacks(self) -> int:
+        """Grammars that a second backend compiled."""
+        return self._backend.fallbacks
+
     def compile(self, spec: GrammarSpec) -> Future[CompiledGrammar]:
         """Done at once if it is known. Its error is the InvalidRequest that says why it can't be honoured.
 
