@@ -174,6 +174,23 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.25
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
+    pin_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="of the KV blocks, that pinned prompts (stored turns, cache_control) keep at most; "
+            "beyond it those that end soonest are let go. A request that needs their room gets it",
+        ),
+    ] = 0.5
+    transcript_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of prompts kept, from which the next turns of their conversations are made; "
+            "beyond it a turn renders and tokenizes its whole conversation",
+        ),
+    ] = 128 * 2**20
     max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most")] = 256
     token_budget: Annotated[
         int,
@@ -272,6 +289,20 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "postgresql://USER@HOST/NAME; None: SQLite in the data folder"
         ),
     ] = None
+    session_pin_s: Annotated[
+        int,
+        Meta(
+            ge=0, description="seconds that a stored turn's prompt stays pinned in the prefix cache; 0: none"
+        ),
+    ] = 3600
+    session_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of stored turns kept in memory; beyond it a turn reads its whole conversation "
+            "from the database",
+        ),
+    ] = 128 * 2**20
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )

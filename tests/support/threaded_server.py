@@ -37,8 +37,8 @@ class Live:
 
 @contextmanager
 def live_servers() -> Iterator[Callable[..., Live]]:
-    """A function that starts servers, `start(library=…, make=…, api_key=…)`, over the service that `make`
-    makes on the server's loop; they end with the block, and none has a call open then."""
+    """A function that starts servers, `start(library=…, make=…, embeddings=…, api_key=…)`, over the service
+    that `make` makes on the server's loop; they end with the block, and none has a call open then."""
     running: list[Live] = []
 
     def start(

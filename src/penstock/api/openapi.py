@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import anthropic, conversations, files, responses, tokens
+from penstock.api import anthropic, conversations, files, prefix_miss, responses, tokens
 from penstock.gateway.service import Health
 from penstock.wire import (
     anthropic_batches,
@@ -63,6 +63,8 @@ def document(models: list[str], secured: bool) -> Json:
         openai_responses.ResponsesRequest,
         openai_responses_body.ResponseBody,
         openai_responses_compact.CompactedResponse,
+        prefix_miss.PrefixMissBody,
+        prefix_miss.PrefixMissRequest,
         responses.DeletedResponse,
         responses.InputTokens,
         responses.ItemList,
@@ -192,6 +194,11 @@ def response_paths() -> Json:
     return {
         openai_responses.PATH: {"post": _generate("createResponse", request, "ResponseBody")},
         openai_responses_compact.PATH: {"post": _post("compactResponse", request, "CompactedResponse")},
+        "/debug/prefix-miss": {"post": _post("comparePrefixes", "PrefixMissRequest", "PrefixMissBody")},
+        "/debug/prefix-miss/{response_id}": {
+            "parameters": name,
+            "get": _get("explainPrefixMiss", _json_content("PrefixMissBody"), "404"),
+        },
         "/v1/responses/input_tokens": {"post": _post("countInputTokens", "TokenCount", "InputTokens")},
         "/v1/responses/{response_id}": {
             "parameters": name,

@@ -26,6 +26,7 @@ from penstock.api.exchange import exchange_of
 from penstock.api.files import FileRoutes
 from penstock.api.generate import GenerateRoute
 from penstock.api.ollama import OllamaRoutes
+from penstock.api.prefix_miss import PrefixMissRoutes
 from penstock.api.responses import ResponseRoutes
 from penstock.api.tokens import TokenRoutes, find_card
 from penstock.config import ServerSettings
@@ -73,12 +74,13 @@ class Routes:
         )
         self.database = LazyDatabase(settings.database_url)
         turns = LazyTurns(self.database)
-        sessions = Sessions(service, turns)
+        sessions = Sessions(service, turns, settings.session_bytes, settings.session_pin_s)
         self.batches = _batches(service, sessions, LazyBatches(self.database), settings, metrics)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
         ollama = OllamaRoutes(service, settings, metrics, library, embeddings)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
         rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
+        rest += _debug_routes(service, sessions, turns)
         rest += _response_routes(service, sessions, turns, hot[openai_responses.PATH])
         rest += _batch_routes(self.batches, settings)
         self._paths = [*hot, *(route.path for route in rest), "/"]
@@ -199,7 +201,7 @@ def _response_routes(
     """Stored responses and conversations."""
     responses, conversations = (
         ResponseRoutes(service, sessions, turns, generate),
-        ConversationRoutes(turns),
+        ConversationRoutes(turns, sessions),
     )
     response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
     items = conversation + "/items"
@@ -255,6 +257,14 @@ def _batch_routes(service: BatchService, settings: ServerSettings) -> list[Route
         _on("DELETE", message_batch, messages.delete),
         _on("POST", message_batch + "/cancel", messages.cancel),
         _on("GET", message_batch + "/results", messages.results),
+    ]
+
+
+def _debug_routes(service: ModelService, sessions: Sessions, turns: LazyTurns) -> list[Route]:
+    misses = PrefixMissRoutes(service, sessions, turns)
+    return [
+        _on("POST", "/debug/prefix-miss", misses.compare),
+        _get("/debug/prefix-miss/{response_id}", misses.of_response),
     ]
 
 

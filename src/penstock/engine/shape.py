@@ -22,6 +22,7 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     window: int = 1
     max_queue: int
     prefix_cache: bool
+    pin_share: float = 0.5
     namespace: bytes
     deadline_s: float | None = None
     aging_s: float = 30.0

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
+from penstock.call import Call, Event, Health, Message, ModelCard, PrefixMiss, ToolSpec
 from penstock.embedding import EmbedCall, Embeddings, LoadedModel, ScoreCall, Scores
 
 __all__ = [
@@ -61,6 +61,15 @@ class ModelService(Protocol):
     ) -> list[int]: ...
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...
+
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """Where the prompt of `after` leaves that of `before`; None if it begins with all of its turns."""
+        ...
+
+    def unpin(self, turn: str) -> None:
+        """Nobody goes on from a turn (a response's id, a conversation's) any more: its prompt need not be
+        kept."""
+        ...
 
     def health(self) -> Health: ...
 

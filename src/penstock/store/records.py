@@ -29,6 +29,14 @@ class Conversation(Struct, frozen=True):
     metadata: dict[str, str]
 
 
+class Range(Struct, frozen=True):
+    """Where items stand in their thread: positions [start, end). `end` is the thread's version then: it grows
+    with whatever is added or deleted."""
+
+    start: int
+    end: int
+
+
 class NewResponse(Struct, frozen=True):
     """A response to keep. At most one of `previous` and `conversation` says what came before."""
 
