@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def live_servers() -> Iterator[Callable[..., Live]]:
     """A function that starts servers, `start(library=…, make=…, embeddings=…, api_key=…)`, over the service
     that `make` makes on the server's loop; they end with the block, and none has a call open then."""
     running: list[Live] = []
+    folder = tempfile.TemporaryDirectory(prefix="penstock-turns-")
+    fixed = {"port": 0, "drain_s": 0, "database_url": f"sqlite:///{folder.name}/turns.db"}
 
     def start(
         library: ModelLibrary | None = None,
@@ -47,13 +50,13 @@ def live_servers() -> Iterator[Callable[..., Live]]:
         embeddings: EmbeddingService | None = None,
         **settings: Any,
     ) -> Live:
-        config = ServerSettings(**({"port": 0, "drain_s": 0} | settings))
-        running.append(_start(library, make, embeddings, config))
+        running.append(_start(library, make, embeddings, ServerSettings(**(fixed | settings))))
         return running[-1]
 
-    yield start
-    for live in running:
-        live.end()
+    with folder:
+        yield start
+        for live in running:
+            live.end()
 
 
 def _start(
