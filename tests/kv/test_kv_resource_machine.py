@@ -283,7 +283,7 @@ def test_requests_read_what_their_tokens_wrote_for_2000_steps() -> None:
     a hit is not the longest all groups agree on, a refusal changes something, or a block leaks."""
     machine = ResourceMachine
     machine.steps = machine.hits = machine.refused = machine.evicted = 0
-    run_state_machine_as_test(machine, settings=settings(max_examples=90, stateful_step_count=60))
+    run_state_machine_as_test(machine, settings=settings(max_examples=150, stateful_step_count=60))
     assert machine.steps >= 2000
     assert min(machine.hits, machine.refused, machine.evicted) >= 10
 

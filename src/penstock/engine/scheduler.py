@@ -149,6 +149,9 @@ class Scheduler:
             return grants, _Spare(left, 0)
         room = self.budget.most - int(grants.sum())
         most = min(room, self.budget.batch_tokens(int(grants.sum()) + self._entering_tokens(now)))
+        best = self._best_to_enter(now)
+        if best is not None and best.klass < BATCH_PRIORITY:  # a line's single token may cost it a step
+            most = min(most, max(0, room - len(best.held_tokens)))
         lines = self._share_budget(rows[calls:], wanted[calls:], most, now)
         taken = int(lines.sum())
         return np.concatenate([grants, lines]), _Spare(min(left, room - taken), most - taken)
