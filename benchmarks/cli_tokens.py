@@ -4,7 +4,8 @@
 
 Starts `penstock serve smollm2`, runs every command of both ways in a shell as an agent would, and counts what
 the agent writes (the commands) and reads (standard output and error), by SmolLM2's tokenizer. Bodies are read
-as they come: curl's way has no jq. Prints the table of docs/cli.md; fails if a command fails.
+as they come: curl's way has no jq. Prints the table of docs/cli.md; fails if a command fails, or if a task
+costs more than a third by the command line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from penstock.text.tokenizer import Tokenizer
 
 QUESTIONS = ("What is the capital of France?", "Name three colours.", "How many days has a week?")
 LIMIT = 32
+MOST = 1 / 3  # of curl's tokens, for each task
 
 
 def run(prompt: str, *flags: str, model: str = "smollm2") -> str:
@@ -105,12 +107,15 @@ def main() -> None:
                 log.seek(0)
                 raise SystemExit(f"penstock serve ended: {log.read()}")
             print("| task | CLI | curl and JSON | share |\n| --- | ---: | ---: | ---: |")
-            totals = [0, 0]
+            totals, dear = [0, 0], []
             for name, *ways in tasks(f"http://127.0.0.1:{options.port}"):
                 counts = [len(tokenizer.encode(execute(commands))) for commands in ways]
                 totals = [total + count for total, count in zip(totals, counts, strict=True)]
+                dear += [name] if counts[0] > MOST * counts[1] else []
                 print(f"| {name} | {counts[0]} | {counts[1]} | {counts[0] / counts[1]:.2f} |", flush=True)
             print(f"| all | {totals[0]} | {totals[1]} | {totals[0] / totals[1]:.2f} |")
+            if dear:
+                raise SystemExit(f"more than a third of curl's tokens: {', '.join(dear)}")
         finally:
             server.terminate()
             server.wait()

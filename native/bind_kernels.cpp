@@ -117,6 +117,14 @@ class Kernels {
     for (int i = 0; i < repeat; ++i) (add ? table_.linear_add : table_.linear)(args);
   }
 
+  void linear_activated(const PanelView& panels, const Out<float, 2>& f, const Out<float, 2>& out, int kind) const {
+    LinearArgs args = arguments(panels, f, std::nullopt, std::nullopt, int(out.shape(0)));
+    require(int(out.shape(1)) == panels.weight.n, "out of another width");
+    args.out = out.data(), args.out_stride = panels.weight.n;
+    args.activation.kind = Act(kind);
+    table_.linear_activated(args);
+  }
+
   void linear_gated(const PanelView& panels, const std::optional<Out<float, 2>>& f,
                     const std::optional<Quantized>& quantized, const std::optional<Out<float, 2>>& out,
                     const std::optional<Quantized>& out_quantized, const std::optional<Array<float, 1>>& bias, int kind,
@@ -179,6 +187,7 @@ void bind_kernels(nb::module_& m) {
       .def("linear", &Kernels::linear, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a, "bias"_a.none(),
            "scale"_a = 1.0f, "softcap"_a = 0.0f, "add"_a = false, "fine"_a.none() = nb::none(),
            "repeat"_a = 1)
+      .def("linear_activated", &Kernels::linear_activated, "panels"_a, "f"_a, "out"_a, "kind"_a)
       .def("linear_gated", &Kernels::linear_gated, "panels"_a, "f"_a.none(), "quantized"_a.none(), "out"_a.none(),
            "out_quantized"_a.none(), "bias"_a.none(), "kind"_a, "alpha"_a, "limit"_a, "rows"_a)
       .def("embed", &Kernels::embed, "panels"_a, "token"_a, "scale"_a, "out"_a)

@@ -16,6 +16,7 @@
 #include <stdexcept>
 
 #include "bind_attention.h"
+#include "bind_encoder.h"
 #include "bind_kernels.h"
 #include "bind_launch.h"
 #include "bind_sample.h"
@@ -272,6 +273,7 @@ NB_MODULE(_native, m) {
   bind_builder(m);
   bind_kernels(m);
   bind_attention(m);
+  bind_encoder(m);
   bind_sample(m);
   bind_launch(m);
   nb::class_<Engine>(m, "Engine")

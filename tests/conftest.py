@@ -36,6 +36,18 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The folder of all-MiniLM-L6-v2 in the model store (`make test` pulls it first)."""
+    from penstock.errors import PenstockError
+    from penstock.models import sources
+
+    try:
+        return sources.resolve("minilm")
+    except PenstockError as error:
+        pytest.skip(f"needs the real model: {error}; run `penstock pull minilm`")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public traces and data sets beside the checkout."""
     path = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -65,6 +65,20 @@ struct AttendArgs {
   const AttendArgs* next;  // the caller's next item, whose first keys are fetched while this one ends; or null
 };
 
+// One head over a text of an encoder: rows of q, k and v are `stride` floats apart, all in one matrix.
+struct AttendTextArgs {
+  const float* q;
+  const float* k;
+  const float* v;
+  int64_t stride;
+  int tokens;
+  int head_dim;
+  float scale;
+  float* out;       // [tokens, head_dim], out_stride apart
+  int64_t out_stride;
+  float* scratch;   // attend_text_scratch() floats
+};
+
 // The sampler's: scores of a block that has one maximum, of a block that has one sum.
 constexpr int kPeakBlock = 64;
 constexpr int kSumBlock = 4 * kPeakBlock;
@@ -73,6 +87,12 @@ constexpr double kNoWeight = -29.9;  // exp of it is less than half a unit of we
 // 64 keys and values of one KV head.
 constexpr int64_t attend_scratch(KvKind kind, int head_dim) {
   return int64_t(2) * kKeyBlock * (head_dim + 2) * int(kind);
+}
+
+// Keys and values of one head in panels, and the scores of a tile of rows.
+constexpr int64_t attend_text_scratch(int tokens, int head_dim, int tile_rows) {
+  const int64_t padded = (tokens + kPanel - 1) / kPanel * kPanel, wide = (head_dim + kPanel - 1) / kPanel * kPanel;
+  return padded * head_dim + wide * tokens + tile_rows * padded;
 }
 
 struct KernelTable {
@@ -104,6 +124,11 @@ struct KernelTable {
                 float* weights);
   // out [n] = sum of weights[j] * rows[j], j < count
   void (*mix)(const float* const* rows, const float* weights, int count, int n, float* out);
+  // Encoders: LayerNorm of x [n] (+ delta [n] or null) -> out [n]; out = act(product + bias); attention of a head
+  void (*layer_norm)(const float* x, const float* delta, const float* gain, const float* bias, float eps, int n,
+                     float* out);
+  void (*linear_activated)(const LinearArgs&);
+  void (*attend_text)(const AttendTextArgs&);
   // index of the largest, of equal ones the first; a NaN wins
   int (*argmax)(const float* x, int n);
 

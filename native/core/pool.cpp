@@ -25,6 +25,15 @@ constexpr int kSpinMicroseconds = 80, kYieldMicroseconds = 2000;
 
 }  // namespace
 
+void Waiting::once() {
+  if (spins_ < kSpins) {
+    ++spins_;
+    pause();
+  } else {
+    sched_yield();
+  }
+}
+
 void Team::barrier() {
   if (size_ == 1) return;
   uint32_t epoch = epoch_.load(std::memory_order_relaxed);
@@ -33,13 +42,7 @@ void Team::barrier() {
     epoch_.store(epoch + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; epoch_.load(std::memory_order_acquire) == epoch; ++spins) {
-    if (spins < kSpins) {
-      pause();
-    } else {
-      sched_yield();
-    }
-  }
+  for (Waiting waiting; epoch_.load(std::memory_order_acquire) == epoch;) waiting.once();
 }
 
 void Team::prepare(int phases) {
@@ -68,13 +71,7 @@ void ThreadPool::run(int phases, TeamFn fn, void* arg) {
   started_.fetch_add(1, std::memory_order_release);
   started_.notify_all();
   fn(arg, team_, 0);
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < kSpins) {
-      pause();
-    } else {
-      sched_yield();
-    }
-  }
+  for (Waiting waiting; running_.load(std::memory_order_acquire) != 0;) waiting.once();
 }
 
 void ThreadPool::work(int thread) {

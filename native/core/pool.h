@@ -18,6 +18,15 @@ struct alignas(64) Counter {
   std::atomic<int32_t> next{0};
 };
 
+// How to wait for another thread: a while of pauses, then others may run.
+class Waiting {
+ public:
+  void once();
+
+ private:
+  int spins_ = 0;
+};
+
 class Team;
 
 using TeamFn = void (*)(void* arg, Team& team, int thread);

@@ -143,7 +143,8 @@ struct Activations {
   }
 };
 
-enum class Act : int32_t { Silu = 0, GeluTanh = 1, ClampedSwiglu = 2 };
+// The last two without a gate only.
+enum class Act : int32_t { Silu = 0, GeluTanh = 1, ClampedSwiglu = 2, Gelu = 3, Relu = 4 };
 
 struct Activation {
   Act kind;

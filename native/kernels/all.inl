@@ -7,5 +7,6 @@
 #include "kernels/attention_int8.inl"
 #include "kernels/attention.inl"
 #include "kernels/experts.inl"
+#include "kernels/encoder.inl"
 #include "kernels/sample.inl"
 #include "kernels/table.inl"

@@ -40,6 +40,8 @@ inline f32 gate(f32 g, f32 up, const Activation& activation) {
       up = max(min(up, limit), sub(zero(), limit));
       return mul(mul(g, sigmoid(mul(set1(activation.alpha), g))), add(up, set1(1.0f)));
     }
+    case Act::Gelu:
+    case Act::Relu: break;  // of encoders, which have no gate
   }
   return g;
 }

@@ -20,6 +20,9 @@ constexpr KernelTable make_table(const char* name) {
   table.add_sigmoid = add_sigmoid;
   table.route = route;
   table.mix = mix;
+  table.layer_norm = layer_norm;
+  table.linear_activated = linear_activated;
+  table.attend_text = attend_text;
   table.argmax = argmax;
   table.sample_peaks = sample_peaks;
   table.sample_weigh = sample_weigh;

@@ -108,6 +108,8 @@ class ResponseFormat(Struct, frozen=True):
 
 # --------------------------------------------------------------------------- the call
 
+BATCH_PRIORITY = 3  # of a batch's line: behind every call that somebody waits for, however long it waits
+
 
 class CachePolicy(Struct, frozen=True):
     """What the prefix cache may do for this call."""
@@ -124,12 +126,15 @@ class Session(Struct, frozen=True, kw_only=True):
 
     `items` are the call's own input as the Responses format writes it, which is how turns are stored.
     `messages` of the call hold them alone until `penstock.gateway.sessions` has put the turns before them.
+    `response_id`: what the call becomes. `last_tokens`: of the prompt of the turn before, 0 if nobody knows.
     """
 
     items: tuple[dict[str, Any], ...] = ()
     previous_response_id: str | None = None
     conversation: str | None = None
     store: bool = True
+    response_id: str | None = None
+    last_tokens: int = 0
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -158,7 +163,7 @@ class Call(Struct, frozen=True, kw_only=True):
     template_args: dict[str, Any] = {}
     cache: CachePolicy = CachePolicy()
     tenant: str = ""
-    priority: int = 0  # lower runs earlier; classes -2 .. 2
+    priority: int = 0  # lower runs earlier; classes -2 .. 2, and BATCH_PRIORITY
     deadline_s: float | None = None  # seconds from arrival
     user: str | None = None
     metadata: dict[str, str] = {}
@@ -207,14 +212,29 @@ class SpeculationUsage(Struct, frozen=True):
         return 1 + self.accepted_tokens / self.steps if self.steps else 1.0
 
 
+class PrefixMiss(Struct, frozen=True):
+    """Where a prompt leaves that of the turn before. token: index of the first one that differs. field: of
+    the request, as `messages[0].content`. before, after: the text around that token in both. lost_tokens:
+    of the earlier prompt, from there."""
+
+    token: int
+    field: str
+    before: str
+    after: str
+    lost_tokens: int
+
+
 class Usage(Struct, frozen=True):
-    """Counts of tokens. `cached_tokens` is the part of prompt_tokens whose KV was reused."""
+    """Counts of tokens. `cached_tokens` is the part of prompt_tokens whose KV was reused, `evicted_tokens`
+    what the turn before left in the cache and was not there any more."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     speculation: SpeculationUsage | None = None  # None: no draft was verified
+    evicted_tokens: int = 0
+    prefix_miss: PrefixMiss | None = None  # asked for, and there is one
 
     @property
     def total_tokens(self) -> int:

@@ -174,6 +174,23 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.25
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block; a power of two")] = 16
     prefix_cache: Annotated[bool, Meta(description="reuse KV of equal prefixes across requests")] = True
+    pin_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="of the KV blocks, that pinned prompts (stored turns, cache_control) keep at most; "
+            "beyond it those that end soonest are let go. A request that needs their room gets it",
+        ),
+    ] = 0.5
+    transcript_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of prompts kept, from which the next turns of their conversations are made; "
+            "beyond it a turn renders and tokenizes its whole conversation",
+        ),
+    ] = 128 * 2**20
     max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most")] = 256
     token_budget: Annotated[
         int,
@@ -182,6 +199,14 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="tokens computed in one step at most; prompts get fewer where streams would stall",
         ),
     ] = 512
+    batch_step_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="seconds that a step with lines of batches may take, by the measured costs: between "
+            "tokens beside a batch, and, twice at most, until a request that comes is in a step",
+        ),
+    ] = 0.05
     max_queue: Annotated[int, Meta(ge=1, description="requests waiting at most; beyond it 429")] = 1024
     deadline_s: Annotated[
         PositiveFloat | None,
@@ -240,16 +265,66 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[
         str | None, Meta(description="ipc address of an engine started by `penstock engine`; None: start one")
     ] = None
+    embedding_models: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names or folders of models for embeddings, rerank and score beside the served one, "
+            'loaded when first asked for; "" for none'
+        ),
+    ] = ("minilm",)
+    embedding_threads: Annotated[
+        PositiveInt | None, Meta(description="threads that embed; None: the cores this process may use")
+    ] = None
+    embedding_keep_alive_s: Annotated[
+        float,
+        Meta(description="an embedding model that nobody asks for so long gives its memory back; -1: never"),
+    ] = 300.0
+    embedding_queue: Annotated[
+        int, Meta(ge=1, description="texts waiting to be embedded at most, per model; beyond it 429")
+    ] = 16384
     database_url: Annotated[
         str | None,
         Meta(
-            description="stored responses and conversations: sqlite:///FILE or postgresql://USER@HOST/NAME; "
-            "None: SQLite in the data folder"
+            description="stored responses, conversations, files, batches: sqlite:///FILE or "
+            "postgresql://USER@HOST/NAME; None: SQLite in the data folder"
         ),
     ] = None
+    session_pin_s: Annotated[
+        int,
+        Meta(
+            ge=0, description="seconds that a stored turn's prompt stays pinned in the prefix cache; 0: none"
+        ),
+    ] = 3600
+    session_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes of stored turns kept in memory; beyond it a turn reads its whole conversation "
+            "from the database",
+        ),
+    ] = 128 * 2**20
     max_body_bytes: Annotated[int, Meta(ge=1024, description="request bodies above it get 413 unread")] = (
         32 * 2**20
     )
+    max_file_bytes: Annotated[
+        int, Meta(ge=1024, description="uploaded files and message batches above it get 413 unread")
+    ] = 200 * 2**20
+    batch_in_flight: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="lines of batches in the engine at most; fewer where they would wait there, so more "
+            "than max_running are of no use",
+        ),
+    ] = 256
+    batch_lease_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            description="seconds without a sign of life after which another server goes on with a batch, or "
+            "this one after its restart",
+        ),
+    ] = 10.0
     allowed_hosts: Annotated[
         tuple[str, ...], Meta(description="further names accepted in the Host header (DNS rebinding)")
     ] = ()

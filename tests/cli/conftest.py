@@ -42,11 +42,12 @@ def agent_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def scripted_url() -> Iterator[str]:
+def scripted_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The HTTP API over fixed replies, in a process of its own."""
     script = Path(__file__).resolve().parents[1] / "support" / "scripted_server.py"
+    database = f'database_url="sqlite:///{tmp_path_factory.mktemp("scripted")}/store.db"'
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, str(script), database], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout
     yield process.stdout.readline().strip()

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -249,21 +250,70 @@ def test_the_flag_wins_over_the_environment(agent: Penstock, penstock: Penstock,
     assert error(agent("list", "--output", "yaml"))["kind"] == "usage_error"
 
 
-def test_every_verb_takes_output(agent: Penstock) -> None:
-    """Red if a new verb is registered past the place that gives it --output."""
+def verbs() -> list[tuple[str, ...]]:
+    """Every verb of the command line, those of groups with the group's name."""
     from penstock.cli.main import app
 
-    def verbs(group: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    def of(group: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         for command in group.registered_commands:
             yield (*prefix, command.name)
         for inner in group.registered_groups:
-            yield from verbs(inner.typer_instance, (*prefix, inner.name))
+            yield from of(inner.typer_instance, (*prefix, inner.name))
 
+    return list(of(app))
+
+
+# Verbs that change, run or measure something; their results have tests of their own.
+NOT_READS = {
+    *(("serve",), ("engine",), ("run",), ("chat",), ("batch",), ("pull",), ("cp",), ("rm",), ("stop",)),
+    *(("quantize",), ("models", "cp"), ("models", "rm"), ("tune", "self-draft")),
+    ("batches", "show"),  # reads what its own test makes
+    ("batches", "cancel"),
+    *(("bench", "quality"), ("bench", "offline"), ("bench", "serve")),
+}
+
+
+def test_every_verb_that_reads_gives_rows(
+    agent: Penstock,
+    agent_environment: dict[str, str],
+    stored: Path,
+    tiny: Path,
+    scripted_url: str,
+    tmp_path: Path,
+) -> None:
+    """Red if a new verb is in neither list, or one that reads answers an agent with anything but rows."""
+    tool = tmp_path / "bin" / "llm"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho llm, version 0.27\n")
+    tool.chmod(0o755)
+    agent_environment["PATH"] = f"{tool.parent}:{agent_environment['PATH']}"
+    at_server = ("--url", scripted_url)
+    reads: dict[tuple[str, ...], tuple[object, ...]] = {
+        ("list",): (),
+        ("models", "list"): (),
+        ("show",): (tiny,),
+        ("ps",): at_server,
+        ("settings",): (),
+        ("doctor",): (tiny,),
+        ("launch",): ("llm", "--dry-run", *at_server),
+    }
+    may_be_empty: dict[tuple[str, ...], tuple[object, ...]] = {("batches", "list"): at_server}
+    assert {*reads, *may_be_empty, *NOT_READS} == {*verbs()}
+    for verb, arguments in reads.items():
+        assert table(agent(*verb, *arguments)), verb
+    for verb, arguments in may_be_empty.items():
+        result = agent(*verb, *arguments)
+        table(result)
+        assert "\t" in result.stdout.partition("\n")[0], verb
+
+
+def test_every_verb_takes_output() -> None:
+    """Red if a new verb is registered past the place that gives it --output."""
     from typer.testing import CliRunner
 
-    found = list(verbs(app))
-    assert ("bench", "offline") in found
-    for verb in found:
+    from penstock.cli.main import app
+
+    for verb in verbs():
         result = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": "200"})
         assert "--output" in result.output, verb
 
@@ -293,3 +343,20 @@ def test_a_server_says_that_it_is_ready_in_a_row(tiny: Path, agent_environment: 
     assert found["model"] == tiny.name
     assert found["url"].startswith("http://127.0.0.1:")
     assert float(found["start_s"]) > 0
+
+
+def test_batches(agent: Penstock, scripted_url: str) -> None:
+    """Red if a batch can't be listed, shown or cancelled, or an id that is none ends in a traceback."""
+    params = {"model": "scripted", "max_tokens": 5, "messages": [{"role": "user", "content": "/hang"}]}
+    body = json.dumps({"requests": [{"custom_id": "a", "params": params}]}).encode()
+    asked = urllib.request.Request(
+        f"{scripted_url}/v1/messages/batches", body, {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        name = json.load(answer)["id"]
+    (row,) = [row for row in table(agent("batches", "list", "--url", scripted_url)) if row["id"] == name]
+    assert (row["status"], row["total"], row["succeeded"], row["results"]) == ("in_progress", "1", "0", "")
+    assert table(agent("batches", "show", name, "--url", scripted_url)) == [row]
+    (cancelled,) = table(agent("batches", "cancel", name, "--url", scripted_url))
+    assert cancelled["status"] == "canceling"
+    assert error(agent("batches", "show", "batch_none", "--url", scripted_url))["kind"] == "not_found_error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import socket
 import stat
 import subprocess
@@ -105,7 +106,8 @@ def test_claude_is_told_by_its_environment(launch: Launcher, scripted_url: str) 
 
 
 def test_codex_is_told_by_overrides(launch: Launcher, scripted_url: str) -> None:
-    """Red if an override is no TOML, names another API than responses, or config.toml is touched."""
+    """Red if an override is no TOML, names another API than responses, or config.toml is touched; or if Codex
+    has no instructions or no tool that edits files, which both come from the catalogue."""
     arguments, environment = told(launch, "codex", "--model", "org/name", "--", "exec", "fix it")
     assert arguments[-4:] == ["-m", "org/name", "exec", "fix it"]
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "-c"]
@@ -121,11 +123,14 @@ def test_codex_is_told_by_overrides(launch: Launcher, scripted_url: str) -> None
     assert environment[provider["env_key"]] == "penstock"
     (entry,) = json.loads(Path(config["model_catalog_json"]).read_text())["models"]
     assert (entry["slug"], entry["context_window"]) == ("org/name", 512)
+    assert entry["apply_patch_tool_type"] == "freeform"
+    assert "apply_patch" in entry["base_instructions"]
     assert not (launch.home / ".codex").exists()
 
 
 def test_opencode_is_told_inline(launch: Launcher, scripted_url: str) -> None:
-    """Red if OpenCode's titles go to a hosted model, or it learns another context size."""
+    """Red if OpenCode's titles go to a hosted model, it learns another context size, or summarizes for ever
+    what can't become shorter, its own prompt."""
     arguments, environment = told(launch, "opencode")
     assert arguments == []
     config = json.loads(environment["OPENCODE_CONFIG_CONTENT"])
@@ -133,6 +138,9 @@ def test_opencode_is_told_inline(launch: Launcher, scripted_url: str) -> None:
     provider = config["provider"]["penstock"]
     assert provider["options"] == {"baseURL": f"{scripted_url}/v1", "apiKey": "penstock"}
     assert provider["models"]["scripted"]["limit"] == {"context": 512, "output": 128}
+    assert config["compaction"] == {"auto": False}
+    roomy = TOOLS["opencode"].configure(TARGET, launch.home).environment["OPENCODE_CONFIG_CONTENT"]
+    assert "compaction" not in json.loads(roomy)
 
 
 def test_aider_is_told_by_flags(launch: Launcher, scripted_url: str) -> None:
@@ -443,3 +451,16 @@ def test_a_setup_is_a_function_of_its_target(
         file.path.parent.mkdir(parents=True, exist_ok=True)
         file.path.write_bytes(file.content)
     assert TOOLS[name].configure(TARGET, tmp_path / "own") == setup
+
+
+AGENTS_PAGE = Path(__file__).parents[2] / "docs" / "clients" / "agents.md"
+EXAMPLES = [line for line in AGENTS_PAGE.read_text().splitlines() if line.startswith("penstock launch")]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_the_examples_of_the_page_run_the_tool(launch: Launcher, line: str) -> None:
+    """Red if an example in the documentation is refused, or its arguments don't reach the tool."""
+    _, _, name, behind, *arguments = shlex.split(line)
+    assert behind == "--"
+    given, _ = told(launch, name, "--", *arguments)
+    assert given[-len(arguments) :] == arguments

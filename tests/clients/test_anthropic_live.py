@@ -27,6 +27,7 @@ def url(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     }
     command = [sys.executable, "-m", "penstock", "serve", str(smollm2_path), "--port", "0"]
     command += ["--served-model-name", "smollm2", "--max-context", "2048", "--kv-bytes", "64MiB"]
+    command += ["--database-url", f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr
         lines = ""

@@ -52,8 +52,8 @@ def test_chat_tokens_equal_transformers(folder: Path) -> None:
         [{"role": "user", "content": "What is tea?"}], add_generation_prompt=True, tokenize=True
     )
     expected = expected["input_ids"] if hasattr(expected, "keys") else expected
-    assert prompt.tokens == list(expected)
-    assert unpack_tokens(prompt.submits[0].tokens).tolist() == prompt.tokens
+    assert list(prompt.tokens) == list(expected)
+    assert unpack_tokens(prompt.submits[0].tokens).tolist() == list(prompt.tokens)
 
 
 def test_samples_get_consecutive_seeds_and_one_leader(folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_count_is_that_of_the_prompt(folder: Path) -> None:
     messages, made = (system, *user("x")), preparer(folder)
     for args in ({}, {"enable_thinking": False}):
         call = Call(kind="chat", model="tiny", messages=messages, template_args=args)
-        assert made.chat_tokens(messages, (), True, args) == made.prepare(call, "k")[0].tokens
+        assert made.chat_tokens(messages, (), True, args) == list(made.prepare(call, "k")[0].tokens)
     assert made.chat_tokens(messages) == made.chat_tokens((Message("system", system.parts[1:]), *user("x")))
     assert made.chat_tokens(messages) != made.chat_tokens(messages, (), True, {"enable_thinking": False})
 

@@ -19,6 +19,10 @@ class _Templates:
     def __init__(self, **templates: str) -> None:
         self.chat_template = templates.get("default")
         self.chat_templates = templates
+        self.infill_ids: dict[str, int] = {}
+
+    def token_id(self, text: str) -> int | None:
+        return None
 
 
 @pytest.mark.parametrize(

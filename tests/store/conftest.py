@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.store.batches import Batches
 from penstock.store.database import Database
 from penstock.store.turns import Turns
 
@@ -57,3 +58,10 @@ async def turns(url: str) -> AsyncIterator[Turns]:
     made = Turns(Database(url))
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def batches(url: str) -> AsyncIterator[Batches]:
+    database = Database(url)
+    yield Batches(database)
+    await database.close()

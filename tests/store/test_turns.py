@@ -93,7 +93,9 @@ async def test_concurrent_answers_of_one_conversation_are_appended_whole(turns):
     conversation = await turns.add_conversation("t", 1, {}, [])
     answers = [new(conversation=conversation.id, size=2) for _ in range(8)]
     assert all(await asyncio.gather(*(turns.add_response("t", answer) for answer in answers)))
-    found = ids(await turns.all_items("t", conversation.id))
+    version, kept = await turns.all_items("t", conversation.id)
+    found = ids(kept)
+    assert version == await turns.version("t", conversation.id) == len(found)
     turns_found = [found[i : i + 3] for i in range(0, len(found), 3)]
     assert sorted(turns_found) == sorted(ids([*a.input, *a.output]) for a in answers)
 

@@ -13,6 +13,7 @@ import pytest
 from penstock.api.app import App, create_app
 from penstock.api.server import serve_app
 from penstock.config import ServerSettings
+from penstock.gateway.service import EmbeddingService
 from support.scripted_service import ScriptedService
 
 
@@ -95,11 +96,13 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     """`await serve(service, api_key=…)` starts a server; at the end none has a call or a task left."""
     running: list[Running] = []
 
-    async def start(service: Any = None, **settings: Any) -> Running:
+    async def start(
+        service: Any = None, embeddings: EmbeddingService | None = None, **settings: Any
+    ) -> Running:
         service = service or ScriptedService()
         fixed = {"port": 0, "drain_s": 0, "database_url": f"sqlite:///{tmp_path}/turns.db"}
         config = ServerSettings(**(fixed | settings))
-        app = create_app(service, config)
+        app = create_app(service, config, embeddings=embeddings)
         stop = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(serve_app(app, config, ready.set_result, stop=stop, signals=False))

@@ -30,6 +30,7 @@ from penstock.call import (
     Failure,
     Finish,
     Message,
+    PrefixMiss,
     PromptEcho,
     ReasoningDelta,
     TextDelta,
@@ -81,6 +82,7 @@ class ScriptedService:
         self.draining = False
         self.drains = 0
         self.closed = False
+        self.unpinned: list[str] = []
         self.alive = True
         self._changed = asyncio.Condition()
 
@@ -223,6 +225,16 @@ class ScriptedService:
     ) -> list[int]:
         tokens = [token_of(word) for message in messages for word in words_of(message.text)]
         return [*tokens, *([2] if add_generation_prompt else [])]
+
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """As if a token were a message."""
+        for i, (old, new) in enumerate(zip(before.messages, after.messages, strict=False)):
+            if old != new:
+                return PrefixMiss(i, f"messages[{i}].content", old.text, new.text, len(before.messages) - i)
+        return None
+
+    def unpin(self, turn: str) -> None:
+        self.unpinned.append(turn)
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))

@@ -13,7 +13,7 @@ from typing import Any
 from penstock.api.app import create_app
 from penstock.api.server import serve_app
 from penstock.config import ServerSettings
-from penstock.gateway.service import ModelLibrary
+from penstock.gateway.service import EmbeddingService, ModelLibrary
 from support.scripted_service import ScriptedService
 
 
@@ -38,16 +38,19 @@ class Live:
 
 @contextmanager
 def live_servers() -> Iterator[Callable[..., Live]]:
-    """A function that starts servers, `start(library=…, make=…, api_key=…)`, over the service that `make`
-    makes on the server's loop; they end with the block, and none has a call open then."""
+    """A function that starts servers, `start(library=…, make=…, embeddings=…, api_key=…)`, over the service
+    that `make` makes on the server's loop; they end with the block, and none has a call open then."""
     running: list[Live] = []
     folder = tempfile.TemporaryDirectory(prefix="penstock-turns-")
     fixed = {"port": 0, "drain_s": 0, "database_url": f"sqlite:///{folder.name}/turns.db"}
 
     def start(
-        library: ModelLibrary | None = None, make: Callable[[], Any] = ScriptedService, **settings: Any
+        library: ModelLibrary | None = None,
+        make: Callable[[], Any] = ScriptedService,
+        embeddings: EmbeddingService | None = None,
+        **settings: Any,
     ) -> Live:
-        running.append(_start(library, make, ServerSettings(**(fixed | settings))))
+        running.append(_start(library, make, embeddings, ServerSettings(**(fixed | settings))))
         return running[-1]
 
     with folder:
@@ -56,13 +59,18 @@ def live_servers() -> Iterator[Callable[..., Live]]:
             live.end()
 
 
-def _start(library: ModelLibrary | None, make: Callable[[], Any], config: ServerSettings) -> Live:
+def _start(
+    library: ModelLibrary | None,
+    make: Callable[[], Any],
+    embeddings: EmbeddingService | None,
+    config: ServerSettings,
+) -> Live:
     found: list[Live] = []
     listening, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
         service = make()
-        app = create_app(service, config, library=library)
+        app = create_app(service, config, library=library, embeddings=embeddings)
         loop = asyncio.get_running_loop()
 
         def ready(url: str) -> None:

@@ -7,13 +7,20 @@ from starlette.types import Scope
 from penstock.api.exchange import header
 
 MAX_CHARS = 256
-# Claude Code's; the agent's id stands beside the session's, since each agent has a prefix of its own.
-_SESSION, _AGENT = b"x-claude-code-session-id", b"x-claude-code-agent-id"
+# (session, agent) as Claude Code names them, and OpenCode and its plugins; Codex names its in the body.
+# An agent's id stands beside the session's, since each agent has a prefix of its own.
+_HEADERS = (
+    (b"x-claude-code-session-id", b"x-claude-code-agent-id"),
+    (b"x-session-affinity", None),
+    (b"x-opencode-session", None),
+)
 
 
 def affinity_key(scope: Scope) -> str | None:
     """The session, with its agent if it has one. None without a header for it, or with one that is no id."""
-    session, agent = header(scope, _SESSION), header(scope, _AGENT)
-    if not session or len(session) > MAX_CHARS or len(agent or b"") > MAX_CHARS:
-        return None
-    return (session + b"/" + agent if agent else session).decode("latin-1")
+    for session_name, agent_name in _HEADERS:
+        session = header(scope, session_name)
+        agent = header(scope, agent_name) if agent_name else None
+        if session and len(session) <= MAX_CHARS and len(agent or b"") <= MAX_CHARS:
+            return (session + b"/" + agent if agent else session).decode("latin-1")
+    return None

@@ -74,7 +74,7 @@ def model_list(service: ModelService, query: QueryParams) -> AnthropicModelList:
     begin, end = 0, len(models)
     if (after := query.get("after_id")) is not None:
         begin = _place(ids, "after_id", after) + 1
-    limit = _limit(query.get("limit"))
+    limit = limit_of(query.get("limit"))
     if (before := query.get("before_id")) is not None:
         end = _place(ids, "before_id", before)
         begin = max(begin, end - limit)
@@ -102,7 +102,8 @@ def _model(card: ModelCard, name: str) -> AnthropicModel:
     return AnthropicModel(name, created, card.id, card.max_context, card.max_context)
 
 
-def _limit(given: str | None) -> int:
+def limit_of(given: str | None) -> int:
+    """`limit` of a list request. Raises InvalidRequest."""
     if given is None:
         return DEFAULT_LIMIT
     if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= MAX_LIMIT):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +17,7 @@ from penstock.errors import BodyTooLarge, InvalidRequest
 IDLE_S = 20.0
 WHOLE_S = 300.0
 DRAIN_S = 2.0
+FORM_BYTES = 64 * 1024  # of a form beside its file
 
 
 class BodyTimeout(InvalidRequest):
@@ -23,16 +25,26 @@ class BodyTimeout(InvalidRequest):
 
 
 class BodyLimit:
-    """The layer: 413 by Content-Length before reading, or while counting what arrives."""
+    """The layer: 413 by Content-Length before reading, or while counting what arrives.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `uploads`: paths whose bodies may have `max_file_bytes`, and a little for the form around a file.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, uploads: Collection[str] = (), max_file_bytes: int = 0
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._uploads = uploads
+        self._max_file_bytes = max_file_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most, setting = self._max_bytes, "max_body_bytes"
+        if scope["path"] in self._uploads:
+            most, setting = self._max_file_bytes + FORM_BYTES, "max_file_bytes"
         declared = header(scope, b"content-length")
-        if declared is not None and declared.isdigit() and int(declared) > self._max_bytes:
-            raise self._too_large(f"{int(declared)} bytes")
+        if declared is not None and declared.isdigit() and int(declared) > most:
+            raise _too_large(f"{int(declared)} bytes", most, setting)
         exchange = exchange_of(scope)
         taken = 0
         deadline = asyncio.get_running_loop().time() + WHOLE_S
@@ -43,17 +55,17 @@ class BodyLimit:
                 return await receive()
             message = await _next_message(receive, deadline, exchange)
             taken += len(message.get("body", b""))
-            if taken > self._max_bytes:
-                raise self._too_large(f"more than {self._max_bytes} bytes")
+            if taken > most:
+                raise _too_large(f"more than {most} bytes", most, setting)
             return message
 
         await self._app(scope, limited, send)
 
-    def _too_large(self, size: str) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"body: {size}; the limit of this server is {self._max_bytes} (max_body_bytes)",
-            code="body_too_large",
-        )
+
+def _too_large(size: str, most: int, setting: str) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"body: {size}; the limit of this server is {most} ({setting})", code="body_too_large"
+    )
 
 
 async def _next_message(receive: Receive, deadline: float, exchange: Exchange) -> Message:

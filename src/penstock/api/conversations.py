@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from penstock.api.responses import cut_of, json_body, json_response, page_response, tenant_of
 from penstock.errors import NotFound
+from penstock.gateway.sessions import Sessions
 from penstock.store.opening import LazyTurns
 from penstock.store.records import Conversation, Page
 from penstock.wire.openai_common import decode_request
@@ -58,8 +59,9 @@ _items = msgspec.json.Decoder(NewItems)
 
 
 class ConversationRoutes:
-    def __init__(self, turns: LazyTurns) -> None:
+    def __init__(self, turns: LazyTurns, sessions: Sessions) -> None:
         self._turns = turns
+        self._sessions = sessions
 
     async def create(self, request: Request) -> Response:
         given = await _read(request, _new)
@@ -82,6 +84,7 @@ class ConversationRoutes:
         tenant, name = tenant_of(request), _name(request)
         if not await (await self._turns()).delete_conversation(tenant, name):
             _unknown(name)
+        self._sessions.forget(tenant, name)
         return json_response(DeletedConversation(name))
 
     async def add_items(self, request: Request) -> Response:

@@ -23,12 +23,13 @@ from penstock.api.exchange import exchange_of
 from penstock.api.generate import GenerateRoute
 from penstock.api.media import require_json
 from penstock.api.ollama_calls import OllamaCalls, plain_name
+from penstock.api.ollama_embed import OllamaEmbed
 from penstock.api.ollama_progress import run_with_progress
 from penstock.config import ServerSettings
 from penstock.errors import InvalidRequest, NotFound
-from penstock.gateway.service import LibraryModel, ModelLibrary, ModelService
+from penstock.gateway.service import EmbeddingService, LibraryModel, ModelLibrary, ModelService
 from penstock.observe.metrics import Metrics
-from penstock.wire import ollama_chat, ollama_generate
+from penstock.wire import ollama_chat, ollama_embed, ollama_generate
 from penstock.wire.openai_common import decode_request, encode, refuse
 
 R = TypeVar("R", bound=Struct)
@@ -52,8 +53,10 @@ class OllamaRoutes:
         settings: ServerSettings,
         metrics: Metrics,
         library: ModelLibrary | None,
+        embeddings: EmbeddingService | None,
     ) -> None:
         self._service = service
+        self._embeddings = embeddings
         self._library = library
         calls = OllamaCalls(service, library)
         self.hot = [
@@ -69,6 +72,7 @@ class OllamaRoutes:
             _json_route("DELETE", "/api/delete", bodies.ModelRequest, self._delete),
             Route("/api/pull", _Work("/api/pull", self._pull), methods=["POST"]),
             Route("/api/create", _Work("/api/create", self._create), methods=["POST"]),
+            *_embedding(embeddings, metrics),
             *(_refusal(path, reason) for path, reason in _REFUSED_ROUTES.items()),
         ]
 
@@ -84,12 +88,19 @@ class OllamaRoutes:
         return _json(bodies.ModelList([bodies.model_body(model) for model in await self._models()]))
 
     async def _ps(self, request: Request) -> Response:
-        """What is loaded: the served models, once they are ready."""
+        """What is loaded: the served models, once they are ready, and those that embed."""
         cards = self._service.models() if self._service.health().ready else []
         known = {model.name: model for model in await self._models()}
-        return _json(
-            bodies.RunningList([bodies.running_body(known[card.id], card.max_context) for card in cards])
-        )
+        running = [bodies.running_body(known[card.id], card.max_context) for card in cards]
+        loaded = [] if self._embeddings is None else self._embeddings.loaded()
+        running += [
+            bodies.running_body(
+                known.get(model.name) or LibraryModel(model.name, 0, 0.0, ""), model.max_tokens, model.expires
+            )
+            for model in loaded
+            if model.name not in {card.id for card in cards}
+        ]
+        return _json(bodies.RunningList(running))
 
     async def _models(self) -> list[LibraryModel]:
         """Of the library, and the served ones that it does not know."""
@@ -165,11 +176,23 @@ _REFUSED_IN_CREATE = {
     "messages": "the store keeps weights only; send the messages with each request",
 }
 _REFUSED_ROUTES = {
-    "/api/embed": "this server does not make embeddings",
-    "/api/embeddings": "this server does not make embeddings",
     "/api/push": "models can't be pushed: there is no registry to push to",
     "/api/blobs/{digest}": "blobs can't be uploaded; create a model from a file of the server's machine",
 }
+
+
+_NO_EMBEDDINGS = "this server does not make embeddings"
+
+
+def _embedding(service: EmbeddingService | None, metrics: Metrics) -> list[Route]:
+    paths = (ollama_embed.PATH, ollama_embed.OLD_PATH)
+    if service is None:
+        return [_refusal(path, _NO_EMBEDDINGS) for path in paths]
+    routes = OllamaEmbed(service, metrics)
+    return [
+        Route(path, _Work(path, endpoint), methods=["POST"])
+        for path, endpoint in zip(paths, (routes.embed, routes.embed_one), strict=True)
+    ]
 
 
 def _unknown(name: str) -> NotFound:

@@ -83,7 +83,7 @@ class ModelList(Struct):
 
 
 class RunningBody(Struct):
-    """`size_vram` is 0: the weights lie in the machine's memory. `expires_at`: never."""
+    """`size_vram` is 0: the weights lie in the machine's memory."""
 
     name: str
     model: str
@@ -117,9 +117,11 @@ def model_body(model: LibraryModel) -> ModelBody:
     return ModelBody(name, name, _time(model.modified), model.size_bytes, model.digest, _details(model))
 
 
-def running_body(model: LibraryModel, context: int) -> RunningBody:
+def running_body(model: LibraryModel, context: int, expires: float | None = None) -> RunningBody:
+    """expires: Unix seconds; None: never."""
     name = tagged_name(model.name)
-    return RunningBody(name, name, model.size_bytes, model.digest, _details(model), context)
+    until = NEVER if expires is None else _time(expires)
+    return RunningBody(name, name, model.size_bytes, model.digest, _details(model), context, until)
 
 
 def show_body(sheet: ModelSheet) -> ShowBody:

@@ -82,7 +82,11 @@ class OllamaCalls:
 
 def find_card(service: ModelService, name: str) -> ModelCard:
     """The card of the served model that `name` means, with or without `:latest`. Raises NotFound."""
-    cards = {card.id: card for card in service.models()}
+    return find_among(service.models(), name)
+
+
+def find_among(models: list[ModelCard], name: str) -> ModelCard:
+    cards = {card.id: card for card in models}
     for known in (name, plain_name(name), name + LATEST):
         if known in cards:
             return cards[known]

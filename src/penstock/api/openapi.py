@@ -11,15 +11,20 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.api import anthropic, conversations, responses, tokens
+from penstock.api import anthropic, conversations, files, prefix_miss, responses, tokens
 from penstock.gateway.service import Health
 from penstock.wire import (
+    anthropic_batches,
     anthropic_messages,
+    openai_batches,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_responses,
     openai_responses_body,
     openai_responses_compact,
+    rerank,
+    score,
 )
 from penstock.wire.anthropic_dialect import ErrorEnvelope
 from penstock.wire.anthropic_stream import MessageBody
@@ -33,6 +38,7 @@ _ERRORS = {
     "403": "the Host header does not name this server",
     "404": "no such route or model",
     "405": "another method; the Allow header names the right ones",
+    "409": "it has ended, or has not yet: what was asked for can't be done",
     "408": "the body stopped coming",
     "413": "the body is over max_body_bytes",
     "415": "the body is not declared as application/json",
@@ -57,6 +63,8 @@ def document(models: list[str], secured: bool) -> Json:
         openai_responses.ResponsesRequest,
         openai_responses_body.ResponseBody,
         openai_responses_compact.CompactedResponse,
+        prefix_miss.PrefixMissBody,
+        prefix_miss.PrefixMissRequest,
         responses.DeletedResponse,
         responses.InputTokens,
         responses.ItemList,
@@ -69,6 +77,12 @@ def document(models: list[str], secured: bool) -> Json:
         tokens.TokenizeAnswer,
         tokens.DetokenizeRequest,
         tokens.DetokenizeAnswer,
+        openai_embeddings.EmbeddingRequest,
+        openai_embeddings.EmbeddingList,
+        rerank.RerankRequest,
+        rerank.RerankAnswer,
+        score.ScoreRequest,
+        score.ScoreList,
         ModelBody,
         ModelList,
         VersionBody,
@@ -80,6 +94,16 @@ def document(models: list[str], secured: bool) -> Json:
         anthropic.TokenCount,
         anthropic.AnthropicModel,
         anthropic.AnthropicModelList,
+        openai_batches.NewBatch,
+        openai_batches.BatchBody,
+        openai_batches.BatchList,
+        openai_batches.FileBody,
+        openai_batches.FileList,
+        openai_batches.DeletedFile,
+        anthropic_batches.NewMessageBatch,
+        anthropic_batches.MessageBatchBody,
+        anthropic_batches.MessageBatchList,
+        anthropic_batches.DeletedMessageBatch,
         ErrorEnvelope,
     ]
     _, schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
@@ -109,9 +133,14 @@ def _paths() -> Json:
     return {
         openai_chat.PATH: {"post": _generate("createChatCompletion", "ChatRequest", "ChatCompletion")},
         openai_completions.PATH: {"post": _generate("createCompletion", "CompletionRequest", "Completion")},
+        openai_embeddings.PATH: {"post": _post("createEmbedding", "EmbeddingRequest", "EmbeddingList")},
+        **_aliases(rerank.PATHS, "rerank", "RerankRequest", "RerankAnswer"),
+        **_aliases(score.PATHS, "score", "ScoreRequest", "ScoreList"),
         **_anthropic_paths(),
         **response_paths(),
         **conversation_paths(),
+        **batch_paths(),
+        **message_batch_paths(),
         "/tokenize": {"post": _post("tokenize", "TokenizeRequest", "TokenizeAnswer")},
         "/detokenize": {"post": _post("detokenize", "DetokenizeRequest", "DetokenizeAnswer")},
         "/v1/models": {"get": _get("listModels", _either("ModelList", "AnthropicModelList"))},
@@ -124,6 +153,14 @@ def _paths() -> Json:
         "/metrics": {"get": _get("metrics", {"text/plain": {"schema": {"type": "string"}}})},
         "/version": {"get": _get("version", _json_content("VersionBody"))},
         "/openapi.json": {"get": _get("openapi", {"application/json": {"schema": {"type": "object"}}})},
+    }
+
+
+def _aliases(paths: tuple[str, ...], name: str, request: str, answer: str) -> Json:
+    """One operation under all its paths; operation ids are unique."""
+    return {
+        path: {"post": _post(name if number == 0 else f"{name}{number + 1}", request, answer)}
+        for number, path in enumerate(paths)
     }
 
 
@@ -157,6 +194,11 @@ def response_paths() -> Json:
     return {
         openai_responses.PATH: {"post": _generate("createResponse", request, "ResponseBody")},
         openai_responses_compact.PATH: {"post": _post("compactResponse", request, "CompactedResponse")},
+        "/debug/prefix-miss": {"post": _post("comparePrefixes", "PrefixMissRequest", "PrefixMissBody")},
+        "/debug/prefix-miss/{response_id}": {
+            "parameters": name,
+            "get": _get("explainPrefixMiss", _json_content("PrefixMissBody"), "404"),
+        },
         "/v1/responses/input_tokens": {"post": _post("countInputTokens", "TokenCount", "InputTokens")},
         "/v1/responses/{response_id}": {
             "parameters": name,
@@ -200,6 +242,85 @@ def conversation_paths() -> Json:
     }
 
 
+def batch_paths() -> Json:
+    """Of OpenAI's files and batches."""
+    file, batch = _json_content("FileBody"), _json_content("BatchBody")
+    file_id = [_in_path("file_id", "the id of a file")]
+    batch_id = [_in_path("batch_id", "the id of a batch")]
+    fields: Json = {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"enum": list(openai_batches.PURPOSES)},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    }
+    form = {"schema": {"type": "object", "properties": fields, "required": ["file", "purpose"]}}
+    upload = _post("createFile", "NewBatch", "FileBody")
+    upload["requestBody"]["content"] = {"multipart/form-data": form}
+    listing = _list_parameters()
+    most, order = {"type": "integer", "minimum": 1, "maximum": files.MAX_LIMIT}, listing[2]
+    of_files = [listing[0], {"name": "limit", "in": "query", "schema": most}, order]
+    of_purpose = {"name": "purpose", "in": "query", "schema": {"type": "string"}}
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "/v1/files": {
+            "post": upload,
+            "get": _get("listFiles", _json_content("FileList")) | {"parameters": [*of_files, of_purpose]},
+        },
+        "/v1/files/{file_id}": {
+            "parameters": file_id,
+            "get": _get("getFile", file, "404"),
+            "delete": _get("deleteFile", _json_content("DeletedFile"), "404"),
+        },
+        "/v1/files/{file_id}/content": {
+            "parameters": file_id,
+            "get": _get("getFileContent", content, "404"),
+        },
+        "/v1/batches": {
+            "post": _post("createBatch", "NewBatch", "BatchBody"),
+            "get": _get("listBatches", _json_content("BatchList")) | {"parameters": listing[:2]},
+        },
+        "/v1/batches/{batch_id}": {"parameters": batch_id, "get": _get("getBatch", batch, "404")},
+        "/v1/batches/{batch_id}/cancel": {
+            "parameters": batch_id,
+            "post": _get("cancelBatch", batch, "404", "409"),
+        },
+    }
+
+
+def message_batch_paths() -> Json:
+    """Of Anthropic's batches."""
+    path, batch = anthropic_batches.PATH, _json_content("MessageBatchBody")
+    name = [_in_path("batch_id", "the id of a message batch")]
+    pages: list[Json] = [
+        {"name": "after_id", "in": "query", "schema": {"type": "string"}},
+        {"name": "before_id", "in": "query", "schema": {"type": "string"}},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
+    ]
+    listed = _get("listMessageBatches", _json_content("MessageBatchList"), prefix="AnthropicError")
+    created = _post("createMessageBatch", "NewMessageBatch", "MessageBatchBody", prefix="AnthropicError")
+    deleted = _json_content("DeletedMessageBatch")
+
+    def about_one(name: str, content: Json, *errors: str) -> Json:
+        return _get(name, content, "404", *errors, prefix="AnthropicError")
+
+    return {
+        path: {"post": created, "get": listed | {"parameters": pages}},
+        path + "/{batch_id}": {
+            "parameters": name,
+            "get": about_one("getMessageBatch", batch),
+            "delete": about_one("deleteMessageBatch", deleted, "409"),
+        },
+        path + "/{batch_id}/cancel": {
+            "parameters": name,
+            "post": about_one("cancelMessageBatch", batch, "409"),
+        },
+        path + "/{batch_id}/results": {
+            "parameters": name,
+            "get": about_one("getMessageBatchResults", {"application/x-jsonl": {}}),
+        },
+    }
+
+
 def _in_path(name: str, description: str) -> Json:
     schema = {"type": "string", "minLength": 1}
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
@@ -232,11 +353,11 @@ def _generate(name: str, request: str, answer: str, prefix: str = "Error") -> Js
     return operation
 
 
-def _get(name: str, content: Json, *more_errors: str) -> Json:
+def _get(name: str, content: Json, *more_errors: str, prefix: str = "Error") -> Json:
     return {
         "operationId": name,
         "responses": {"200": {"description": "the answer", "content": content}}
-        | _error_refs((*_GET_ERRORS, *more_errors)),
+        | _error_refs((*_GET_ERRORS, *more_errors), prefix),
     }
 
 
@@ -293,8 +414,12 @@ def _amend(schemas: Json, models: list[str]) -> None:
         schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     token = {"type": "integer", "minimum": 0, "maximum": MAX_INT}
     ids = {"type": "array", "items": token, "minItems": 1}
-    most = openai_completions.MAX_PROMPTS
-    schemas["CompletionRequest"]["properties"]["prompt"] = {
+    schemas["EmbeddingRequest"]["properties"]["input"] = _text_or_ids(ids, openai_embeddings.MAX_INPUTS)
+    schemas["CompletionRequest"]["properties"]["prompt"] = _text_or_ids(ids, openai_completions.MAX_PROMPTS)
+
+
+def _text_or_ids(ids: Json, most: int) -> Json:
+    return {
         "anyOf": [
             {"type": "string"},
             ids,

@@ -84,20 +84,21 @@ class ResponseRoutes:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         body = await (await self._turns()).response(tenant, name)
         if body is None:
-            raise _unknown(name)
+            raise unknown_response(name)
         return Response(body, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         if not await (await self._turns()).delete_response(tenant, name):
-            raise _unknown(name)
+            raise unknown_response(name)
+        self._sessions.forget(tenant, name)
         return json_response(DeletedResponse(name))
 
     async def input_items(self, request: Request) -> Response:
         tenant, name = tenant_of(request), request.path_params["response_id"]
         page = await (await self._turns()).input_items(tenant, name, cut_of(request))
         if page is None:
-            raise _unknown(name)
+            raise unknown_response(name)
         return page_response(page)
 
     async def cancel(self, request: Request) -> Response:
@@ -106,14 +107,15 @@ class ResponseRoutes:
         running = self._generate.running.get(name.removeprefix(ID_PREFIX))
         if running is None or running.call.tenant != tenant:
             if await (await self._turns()).response(tenant, name) is None:
-                raise _unknown(name)
+                raise unknown_response(name)
             raise InvalidRequest(f"response_id: {name} is complete; only running answers can be cancelled")
         assert isinstance(running.encoder, openai_responses.Encoder)
         body = running.encoder.cancelled()
         running.backlog.fail(Cancelled("the answer was cancelled", code="response_cancelled"))
-        call, items = await self._sessions.resolve(running.call)
-        if call.session is not None and call.session.store:
-            await self._sessions.keep(tenant, call.session, items, body)
+        resolved = await self._sessions.resolve(running.call)
+        session = resolved.call.session
+        if session is not None and session.store:
+            await self._sessions.keep(resolved, session, body)
         return Response(body, media_type="application/json")
 
     async def input_tokens(self, request: Request) -> Response:
@@ -123,7 +125,7 @@ class ResponseRoutes:
         call = openai_responses.read_request(msgspec.json.encode(fields), store=False)
         if exchange_of(request.scope).identity.tenant:
             call = msgspec.structs.replace(call, tenant=tenant_of(request))
-        call, _ = await self._sessions.resolve(call)
+        call = (await self._sessions.resolve(call)).call
         tokens = await self._service.tokenize_chat(call.model, call.messages, call.tools, True)
         return json_response(InputTokens(len(tokens)))
 
@@ -135,13 +137,23 @@ def tenant_of(request: Request) -> str:
 
 def cut_of(request: Request) -> Cut:
     """`after`, `limit` and `order` of a list request. Raises InvalidRequest."""
-    query = request.query_params
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
-        raise InvalidRequest(f"limit: {limit!r} is not a number from 1 to {MAX_LIMIT}", param="limit")
+    return Cut(request.query_params.get("after"), limit_of(request, 20, MAX_LIMIT), is_descending(request))
+
+
+def limit_of(request: Request, default: int, most: int) -> int:
+    """`limit` of a list request. Raises InvalidRequest."""
+    given = request.query_params.get("limit", str(default))
+    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= most):
+        raise InvalidRequest(f"limit: {given[:20]!r} is not a number from 1 to {most}", param="limit")
+    return int(given)
+
+
+def is_descending(request: Request) -> bool:
+    """`order` of a list request. Raises InvalidRequest."""
+    order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order: {order!r}; use asc or desc", param="order")
-    return Cut(query.get("after"), int(limit), order == "desc")
+        raise InvalidRequest(f"order: {order[:20]!r}; use asc or desc", param="order")
+    return order == "desc"
 
 
 def page_response(page: Page) -> Response:
@@ -162,5 +174,5 @@ async def json_body(request: Request) -> bytes:
     return body
 
 
-def _unknown(name: str) -> NotFound:
+def unknown_response(name: str) -> NotFound:
     return NotFound(f"response_id: {name[:100]!r} is not stored here", param="response_id")

@@ -17,26 +17,37 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock import __version__
 from penstock.api import anthropic
+from penstock.api.batches import BatchRoutes, MessageBatchRoutes
 from penstock.api.bodies import ModelBody, ModelList, VersionBody
 from penstock.api.conversations import ConversationRoutes
+from penstock.api.embeddings import EmbeddingRoutes
 from penstock.api.errors import MethodNotAllowed
 from penstock.api.exchange import exchange_of
+from penstock.api.files import FileRoutes
 from penstock.api.generate import GenerateRoute
 from penstock.api.ollama import OllamaRoutes
+from penstock.api.prefix_miss import PrefixMissRoutes
 from penstock.api.responses import ResponseRoutes
-from penstock.api.tokens import TokenRoutes, find_model
+from penstock.api.tokens import TokenRoutes, find_card
 from penstock.config import ServerSettings
 from penstock.errors import NotFound
-from penstock.gateway.service import Health, ModelCard, ModelLibrary, ModelService
+from penstock.gateway.batches.answer import Answerer
+from penstock.gateway.batches.runner import BatchRunner
+from penstock.gateway.batches.service import BatchService
+from penstock.gateway.service import EmbeddingService, Health, ModelCard, ModelLibrary, ModelService
 from penstock.gateway.sessions import Sessions
 from penstock.observe.metrics import Metrics
-from penstock.store.opening import LazyTurns
+from penstock.store.opening import LazyBatches, LazyDatabase, LazyTurns
 from penstock.wire import (
+    anthropic_batches,
     anthropic_messages,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_responses,
     openai_responses_compact,
+    rerank,
+    score,
 )
 from penstock.wire.anthropic_dialect import ANTHROPIC
 
@@ -52,6 +63,7 @@ class Routes:
         settings: ServerSettings,
         metrics: Metrics,
         library: ModelLibrary | None = None,
+        embeddings: EmbeddingService | None = None,
     ) -> None:
         codecs = (
             openai_chat,
@@ -60,13 +72,17 @@ class Routes:
             openai_responses_compact,
             anthropic_messages,
         )
-        self.turns = LazyTurns(settings.database_url)
-        sessions = Sessions(service, self.turns)
+        self.database = LazyDatabase(settings.database_url)
+        turns = LazyTurns(self.database)
+        sessions = Sessions(service, turns, settings.session_bytes, settings.session_pin_s)
+        self.batches = _batches(service, sessions, LazyBatches(self.database), settings, metrics)
         hot = {codec.PATH: GenerateRoute(service, settings, metrics, codec, sessions) for codec in codecs}
-        ollama = OllamaRoutes(service, settings, metrics, library)
+        ollama = OllamaRoutes(service, settings, metrics, library, embeddings)
         self._hot: dict[str, ASGIApp] = {**hot, **{route.path: route for route in ollama.hot}}
-        rest = _rest(service, settings, metrics)
-        rest += _response_routes(service, sessions, self.turns, hot[openai_responses.PATH])
+        rest = _rest(service, settings, metrics, embeddings) + _embedding(embeddings, metrics)
+        rest += _debug_routes(service, sessions, turns)
+        rest += _response_routes(service, sessions, turns, hot[openai_responses.PATH])
+        rest += _batch_routes(self.batches, settings)
         self._paths = [*hot, *(route.path for route in rest), "/"]
         self._rest = Router([*rest, *ollama.rest], redirect_slashes=False, default=_not_found)
 
@@ -96,19 +112,39 @@ class Routes:
         return ", ".join(sorted(methods))
 
 
-def _rest(service: ModelService, settings: ServerSettings, metrics: Metrics) -> list[Route]:
+def _embedding(service: EmbeddingService | None, metrics: Metrics) -> list[Route]:
+    routes = EmbeddingRoutes(service, metrics)
+    return [
+        _post(openai_embeddings.PATH, routes.embed),
+        *(_post(path, routes.rerank) for path in rerank.PATHS),
+        *(_post(path, routes.score) for path in score.PATHS),
+    ]
+
+
+def _rest(
+    service: ModelService, settings: ServerSettings, metrics: Metrics, embeddings: EmbeddingService | None
+) -> list[Route]:
     tokens = TokenRoutes(service)
+
+    def cards() -> list[ModelCard]:
+        """Of all models; where one both generates and embeds, the card that knows the context served."""
+        found = {card.id: card for card in embeddings.models()} if embeddings is not None else {}
+        generating = service.models()
+        return [
+            *generating,
+            *(card for name, card in found.items() if name not in {c.id for c in generating}),
+        ]
 
     async def models(request: Request) -> Response:
         if exchange_of(request.scope).dialect is ANTHROPIC:
             return _json(anthropic.model_list(service, request.query_params))
-        return _json(ModelList([_model_body(card) for card in service.models()]))
+        return _json(ModelList([_model_body(card) for card in cards()]))
 
     async def model(request: Request) -> Response:
         name = request.path_params["model"]
         if exchange_of(request.scope).dialect is ANTHROPIC:
             return _json(anthropic.one_model(service, name))
-        return _json(_model_body(find_model(service, name)))
+        return _json(_model_body(find_card(cards(), name)))
 
     async def health(request: Request) -> Response:
         state = service.health()
@@ -165,7 +201,7 @@ def _response_routes(
     """Stored responses and conversations."""
     responses, conversations = (
         ResponseRoutes(service, sessions, turns, generate),
-        ConversationRoutes(turns),
+        ConversationRoutes(turns, sessions),
     )
     response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
     items = conversation + "/items"
@@ -183,6 +219,52 @@ def _response_routes(
         _on("GET", items, conversations.list_items),
         _on("GET", items + "/{item_id}", conversations.get_item),
         _on("DELETE", items + "/{item_id}", conversations.delete_item),
+    ]
+
+
+def _batches(
+    service: ModelService, sessions: Sessions, store: LazyBatches, settings: ServerSettings, metrics: Metrics
+) -> BatchService:
+    """For all formats that answer with one body; OpenAI's have an endpoint of their own each."""
+    openai = {codec.PATH: codec for codec in (openai_chat, openai_completions, openai_responses)}
+    answer = Answerer(service, sessions, {**openai, anthropic_messages.PATH: anthropic_messages})
+    runner = BatchRunner(
+        store, answer, metrics, in_flight=settings.batch_in_flight, lease_s=settings.batch_lease_s
+    )
+    return BatchService(store, runner, list(openai))
+
+
+def _batch_routes(service: BatchService, settings: ServerSettings) -> list[Route]:
+    """Files and batches."""
+    files = FileRoutes(service.store, settings)
+    batches, messages = BatchRoutes(service), MessageBatchRoutes(service)
+    file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+    message_batches = anthropic_batches.PATH
+    message_batch = message_batches + "/{batch_id}"
+    return [
+        _on("POST", "/v1/files", files.create),
+        _on("GET", "/v1/files", files.list),
+        _on("GET", file, files.get),
+        _on("DELETE", file, files.delete),
+        _on("GET", file + "/content", files.content),
+        _on("POST", "/v1/batches", batches.create),
+        _on("GET", "/v1/batches", batches.list),
+        _on("GET", batch, batches.get),
+        _on("POST", batch + "/cancel", batches.cancel),
+        _on("POST", message_batches, messages.create),
+        _on("GET", message_batches, messages.list),
+        _on("GET", message_batch, messages.get),
+        _on("DELETE", message_batch, messages.delete),
+        _on("POST", message_batch + "/cancel", messages.cancel),
+        _on("GET", message_batch + "/results", messages.results),
+    ]
+
+
+def _debug_routes(service: ModelService, sessions: Sessions, turns: LazyTurns) -> list[Route]:
+    misses = PrefixMissRoutes(service, sessions, turns)
+    return [
+        _on("POST", "/debug/prefix-miss", misses.compare),
+        _get("/debug/prefix-miss/{response_id}", misses.of_response),
     ]
 
 

@@ -182,10 +182,10 @@ async def serve_app(
             return
         log.info("stopping: running answers get %g s", settings.drain_s)
         server.should_exit = True
-        drains.append(asyncio.ensure_future(app.service.drain(settings.drain_s)))
+        drains.append(asyncio.ensure_future(app.drain(settings.drain_s)))
 
     with _signals(end) if signals else contextlib.nullcontext():
-        await app.service.start()
+        await app.start()
         serving = asyncio.create_task(_serve(server, sock))
         if stop is not None:
             waiting = asyncio.create_task(stop.wait())

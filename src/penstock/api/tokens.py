@@ -83,8 +83,11 @@ class TokenRoutes:
 
 
 def find_model(service: ModelService, name: str | None) -> ModelCard:
-    """The card of a served model; the first one where none is named. Raises NotFound."""
-    cards = service.models()
+    """The card of a model that generates; the first one where none is named. Raises NotFound."""
+    return find_card(service.models(), name)
+
+
+def find_card(cards: list[ModelCard], name: str | None) -> ModelCard:
     for card in cards:
         if name is None or card.id == name:
             return card

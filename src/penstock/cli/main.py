@@ -18,6 +18,7 @@ import typer
 from penstock import __version__
 from penstock.cli import (
     batch,
+    batches,
     bench,
     chat,
     console,
@@ -63,6 +64,7 @@ app.command("rm")(models.rm)
 app.command("ps")(ps.ps)
 app.command("stop")(stop.stop)
 app.command("quantize")(quantize.quantize)
+app.add_typer(batches.app, name="batches")
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.add_typer(tune.app, name="tune")

@@ -85,6 +85,7 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     """Until a signal. Raises the error that keeps the model from being served."""
     from penstock.api.app import create_app
     from penstock.api.server import serve_app
+    from penstock.engine.embedding.service import LocalEmbeddings
     from penstock.engine.service import EngineService
     from penstock.gateway.local_library import LocalLibrary
     from penstock.models.sources import public_name
@@ -100,7 +101,8 @@ async def _serve(settings: EngineSettings, server: ServerSettings, clock: Clock)
     def served() -> dict[str, str]:
         return {service.name: service.ready.model_path if service.ready else settings.model}
 
-    app = create_app(service, server, metrics=metrics, library=LocalLibrary(served))
+    embeddings, library = LocalEmbeddings(server, generating=served), LocalLibrary(served)
+    app = create_app(service, server, embeddings=embeddings, metrics=metrics, library=library)
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 

@@ -60,6 +60,7 @@ def assemble_core(
         max_context=shape.max_context,
         namespace=shape.namespace,
         prefix_cache=shape.prefix_cache,
+        pin_share=shape.pin_share,
     )
     policy = OrderPolicy(shape.tenant_weights, shape.aging_s)
     longest_window = shape.window if isinstance(device, WindowDevice) else 1
@@ -69,7 +70,9 @@ def assemble_core(
         speculation = shape.speculation
         drafts = Speculation(table, make_drafter(kv), speculation.k, speculation.is_adaptive, clock)
         resources.append(drafts)
-    scheduler = Scheduler(table, policy, resources, shape.token_budget, longest_window, drafts)
+    scheduler = Scheduler(
+        table, policy, resources, shape.token_budget, longest_window, drafts, shape.batch_step_s
+    )
     return EngineCore(
         scheduler,
         kv,
@@ -226,9 +229,11 @@ def build_engine(
         window=settings.window,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
+        pin_share=settings.pin_share,
         namespace=namespace_digest(_namespace(info, backend, layout, max_context)),
         deadline_s=settings.deadline_s,
         aging_s=settings.aging_s,
+        batch_step_s=settings.batch_step_s,
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )
@@ -246,6 +251,7 @@ def build_engine(
         backend=backend.name,
         plan=plan.as_dict(),
         timings=timer.laps,
+        block_size=layout.block_size,
         synthetic_acceptance=synthetic_acceptance(settings.speculation) is not None,
     )
     return core, ready

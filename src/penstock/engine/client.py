@@ -28,6 +28,7 @@ from penstock.engine.messages import (
     Refused,
     Submit,
     ToEngine,
+    Unpin,
     decode_from_engine,
     encoder,
 )
@@ -77,6 +78,10 @@ class ZmqTransport:
     def abort(self, request_id: str, keep: int | None = None) -> None:
         if self._state is State.READY:
             self._send(Abort(id=request_id, keep=keep))
+
+    def unpin(self, name: str) -> None:
+        if self._state is State.READY:
+            self._send(Unpin(name=name))
 
     def status(self) -> Status:
         heard_s = time.monotonic() - self._heard_at

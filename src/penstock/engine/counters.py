@@ -70,6 +70,7 @@ class Counters(Struct):
             kv_blocks_total=stats.total,
             kv_blocks_owned=stats.owned,
             kv_blocks_reusable=stats.reusable,
+            kv_blocks_pinned=stats.pinned,
             busy_s=self.busy_s,
             work_s=self.work_s,
             device_s=self.device_s,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from penstock.config import EngineSettings
-from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit
+from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit, Unpin
 
 PROGRESS_INTERVAL_S = 0.1  # fast enough for a dashboard, slow enough to cost nothing beside a step
 
@@ -23,6 +23,8 @@ class Core(Protocol):
     def submit(self, client: str, request: Submit) -> None: ...
 
     def abort(self, client: str, request_id: str, keep: int | None = None) -> None: ...
+
+    def unpin(self, name: str) -> None: ...
 
     def drop_client(self, client: str) -> None: ...
 
@@ -56,7 +58,7 @@ class Wake:
     """Inbox message: look at what there is to do."""
 
 
-Command = Submit | Abort | ClientGone | Shutdown | Wake
+Command = Submit | Abort | Unpin | ClientGone | Shutdown | Wake
 
 
 class Inbox:
@@ -110,6 +112,8 @@ def _obey(core: Core, inbox: Inbox) -> bool:
                     core.submit(client, command)
                 case Abort():
                     core.abort(client, command.id, command.keep)
+                case Unpin():
+                    core.unpin(command.name)
                 case ClientGone():
                     core.drop_client(client)
                 case Shutdown():

@@ -8,7 +8,7 @@ import threading
 
 from penstock.config import EngineSettings
 from penstock.engine.drive import BuildEngine, Inbox, drive
-from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit
+from penstock.engine.messages import Abort, Delta, Loading, Progress, Ready, Shutdown, Submit, Unpin
 from penstock.engine.transport import Listener, State, Status
 from penstock.errors import EngineUnavailable, ModelRefused, PenstockError
 
@@ -49,6 +49,10 @@ class InProcessTransport:
     def abort(self, request_id: str, keep: int | None = None) -> None:
         if self._state is State.READY:
             self._inbox.put((_CLIENT, Abort(id=request_id, keep=keep)))
+
+    def unpin(self, name: str) -> None:
+        if self._state is State.READY:
+            self._inbox.put((_CLIENT, Unpin(name=name)))
 
     def status(self) -> Status:
         return Status(state=self._state, detail=self._detail)

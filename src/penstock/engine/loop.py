@@ -30,7 +30,7 @@ from penstock.engine.messages import Delta, Finish, Progress, Submit
 from penstock.engine.outputs import OutputBuilder
 from penstock.engine.plan import Device, StepPlan, StepResult
 from penstock.engine.preparing import Preparing
-from penstock.engine.requests import Request
+from penstock.engine.requests import Request, check_lengths
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.window import Flight, InFlight
 from penstock.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, Overloaded, PenstockError
@@ -126,9 +126,20 @@ class EngineCore:
         if request.slot >= 0:
             self._cut()
         generated = len(request.known) - request.prompt_len
-        if keep is not None and 0 <= keep < generated:
-            self._counters.generated_tokens -= generated - keep
+        if keep is not None:
+            if 0 <= keep < generated:
+                self._counters.generated_tokens -= generated - keep
+            self._pin(request)
         self._end(request)
+
+    def unpin(self, name: str) -> None:
+        """Nobody goes on from what a request pinned as `name`."""
+        self.kv.unpin(name)
+
+    def _pin(self, request: Request) -> None:
+        submit = request.submit
+        if submit.pin_s > 0 and request.slot >= 0 and submit.leader is None:
+            self.kv.pin(request.slot, submit.pin or request.id, self._clock() + submit.pin_s)
 
     def drop_client(self, client: str) -> None:
         """Abort all requests of a caller that went away."""
@@ -150,6 +161,7 @@ class EngineCore:
         """Plan and launch unless more than `depth` steps are in flight; then apply the oldest."""
         now = self._clock()
         self._expire(now)
+        self.kv.expire_pins(now)
         for request, refusal in self._preparing.ready():
             if refusal is None:
                 self._preparing.take(request)
@@ -343,6 +355,7 @@ class EngineCore:
                 finished.append(request)
         for request in finished:
             request.is_finished = True
+            self._pin(request)
             self._end(request)
         for client, deltas in batches.items():
             self._sink(client, deltas)
@@ -452,21 +465,9 @@ class EngineCore:
                 self._fail(request, DeadlineExceeded(f"deadline: not finished {waited:.1f} s after arrival"))
 
     def _check(self, client: str, request: Submit) -> None:
-        num_tokens, rest = divmod(len(request.tokens), 4)
-        room = self.table.tokens.shape[1] - 1
         if (client, request.id) in self._requests:
             raise InvalidRequest(f"id: {request.id!r} is already running; use a new id")
-        if num_tokens == 0 or rest:
-            raise InvalidRequest(
-                f"prompt: {len(request.tokens)} bytes of token ids; send at least one id of 4 bytes each"
-            )
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens: {request.sampling.max_tokens} is below 1; ask for one or more")
-        if num_tokens + request.sampling.max_tokens > room:
-            raise InvalidRequest(
-                f"prompt of {num_tokens} tokens and max_tokens {request.sampling.max_tokens} exceed "
-                f"the context of {room}"
-            )
+        check_lengths(request, room=self.table.tokens.shape[1] - 1)
         # All without a slot, siblings included; a leader was let in together with its siblings.
         waiting = len(self._requests) - (len(self.table.occupant) - self.table.num_free)
         if waiting >= self._max_queue and (client, request.leader) not in self._requests:

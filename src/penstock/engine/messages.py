@@ -29,8 +29,9 @@ class Submit(Struct, frozen=True, kw_only=True, tag="submit", omit_defaults=True
     """Run a request. `id` is unique for the caller's connection, a retry gets a new one.
 
     `stream`: the caller wants each token as it comes; else one delta may bring those of several steps.
-    `leader`: id of the sibling (n > 1) whose prefill this one waits for and shares.
-    `cache_salt` separates tenants; `cache_read`/`cache_store` are the cache policy.
+    `leader`: id of the sibling (n > 1) whose prefill this one waits for and shares. `cache_salt` separates
+    tenants; `cache_read`/`cache_store` are the cache policy. `pin_s`: seconds from its end for which its
+    prefix is kept in the cache, as `pin` (the id if that is empty); 0: not at all.
     """
 
     id: str
@@ -44,6 +45,14 @@ class Submit(Struct, frozen=True, kw_only=True, tag="submit", omit_defaults=True
     cache_read: bool = True
     cache_store: bool = True
     leader: str | None = None
+    pin: str = ""
+    pin_s: float = 0.0
+
+
+class Unpin(Struct, frozen=True, tag="unpin"):
+    """Nobody goes on from what was pinned as `name`."""
+
+    name: str
 
 
 class Abort(Struct, frozen=True, tag="abort"):
@@ -61,7 +70,7 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
     """Finish nothing more, release everything, exit 0."""
 
 
-ToEngine = Submit | Abort | Ping | Shutdown
+ToEngine = Submit | Abort | Unpin | Ping | Shutdown
 
 Finish = Literal["stop", "length", "abort", "error"]
 
@@ -121,6 +130,7 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     kv_blocks_total: int = 0
     kv_blocks_owned: int = 0
     kv_blocks_reusable: int = 0
+    kv_blocks_pinned: int = 0
     busy_s: float = 0.0  # seconds during which a step was on the device
     work_s: float = 0.0  # … during which requests were open, up to the last completed step
     device_s: float = 0.0  # … that the completed steps took, by the device's own clock
@@ -146,6 +156,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     timings: dict[str, float]  # seconds per part of the start
     fallbacks: list[str] = []
     synthetic_acceptance: bool = False  # of drafts: answers are not the model's
+    block_size: int = 16  # tokens; only whole blocks are cached
 
 
 class Loading(Struct, frozen=True, tag="loading"):

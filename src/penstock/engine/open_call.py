@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import Struct
 
 from penstock.call import (
@@ -189,7 +190,7 @@ class OpenCall:
                 prompt_echo(
                     self._tokenizer,
                     choice.index,
-                    state.prompt.tokens,
+                    np.asarray(state.prompt.tokens).tolist(),
                     state.logprobs if wanted else None,
                     self._call.sampling.skip_special_tokens,
                 )
@@ -245,6 +246,8 @@ class OpenCall:
             cached_tokens=sum(state.cached_tokens for state in self._prompts),
             reasoning_tokens=sum(_reasoning_tokens(choice) for choice in self._choices.values()),
             speculation=self._speculation(),
+            evicted_tokens=sum(_evicted_tokens(state) for state in self._prompts),
+            prefix_miss=next((state.prompt.turn.miss for state in self._prompts if state.prompt.turn), None),
         )
         total_s = time.monotonic() - self._arrived_s
         return Done(usage, Timings(queue_s=self._queue_s, ttft_s=self._ttft_s, total_s=total_s))
@@ -277,6 +280,13 @@ class OpenCall:
         self._runs.clear()
         self._unread_entries = 0
         return [item.merged() if isinstance(item, _TextRun) else item for item in unread]
+
+
+def _evicted_tokens(state: _PromptState) -> int:
+    turn = state.prompt.turn
+    if turn is None or not state.prompt.submits[0].cache_read:
+        return 0
+    return turn.evicted_tokens(state.cached_tokens, state.prompt.block_size)
 
 
 def _count_thinking(thinking: Thinking, events: Sequence[Event], stop_token: int | None) -> None:

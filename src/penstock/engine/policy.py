@@ -3,7 +3,8 @@
 Virtual-time fair queueing over tenants inside priority classes: a tenant's virtual time is the
 tokens it was served divided by its weight; the lowest goes first, and who arrives starts at the
 time of those in service (start-time fair queueing, Goyal et al. 1996). A class is a small integer,
-lower first; waiting lifts a request by one class every `aging_s`, so nothing starves. With one
+lower first; waiting lifts a request by one class every `aging_s`, so nothing starves but the lines of
+batches: nobody waits for them, and they never come before those that somebody waits for. With one
 tenant and one class this is first come, first served.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from penstock.call import BATCH_PRIORITY
 from penstock.engine.requests import Request, RequestTable
 
 
@@ -110,7 +112,13 @@ class OrderPolicy:
             del self._queues[key]
         self.num_waiting -= 1
 
+    def num_waiting_calls(self) -> int:
+        """Waiting requests that are no lines of batches."""
+        return sum(len(queue) for (klass, _), queue in self._queues.items() if klass < BATCH_PRIORITY)
+
     def effective_class(self, request: Request, now: float) -> int:
+        if request.klass >= BATCH_PRIORITY:
+            return request.klass
         return request.klass - int((now - request.arrival_s) / self._aging_s)
 
     def waiting(self, now: float) -> Iterator[Request]:

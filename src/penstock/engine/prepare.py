@@ -19,16 +19,17 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from penstock.call import Call, Message, SamplingParams, ToolSpec
+from penstock.call import Call, Message, PrefixMiss, SamplingParams, ToolSpec
 from penstock.decoding.grammar.spec import GrammarSpec
 from penstock.decoding.params import TokenSampling
 from penstock.decoding.thinking import ThinkingSpec
 from penstock.engine.constrain import grammar_of
 from penstock.engine.messages import Submit, pack_tokens
 from penstock.engine.supported import check_supported
-from penstock.engine.thinking import ThinkingMarkers, bounded, read_wish
+from penstock.engine.thinking import ThinkingMarkers, ThinkingWish, bounded, read_wish
 from penstock.engine.tools.grammar import forced_calls, strict_calls
 from penstock.engine.tools.lark import Specials
+from penstock.engine.turns import Turn, TurnPrompts, turn_after
 from penstock.errors import ContextOverflow, InvalidRequest
 from penstock.text.infill import needed_markers
 from penstock.text.nonces import without_nonces
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from penstock.text.output.format import OutputFormat
     from penstock.text.template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
+    from penstock.text.transcript import Transcriber
 
 MAX_CHOICES = 1024  # prompts times n of one call: more than any queue default takes at once
 SEED_RANGE = 2**64
@@ -69,12 +71,14 @@ class OutputReading(Struct, frozen=True):
 
 
 class Prompt(Struct, frozen=True):
-    """One prompt of a call and the requests of its samples, leader first."""
+    """One prompt of a call and the requests of its samples, leader first. tokens: int32[n], or a list."""
 
-    tokens: list[int]
+    tokens: Sequence[int] | np.ndarray
     submits: tuple[Submit, ...]
     output: OutputReading | None = None  # how the answers are read; None: they are text
     thinking: ThinkingSpec | None = None  # how they reason; None: nobody counts it
+    turn: Turn | None = None  # of a conversation
+    block_size: int = 1  # tokens of a KV block
 
 
 class Preparer:
@@ -89,13 +93,21 @@ class Preparer:
         vocab_size: int,
         prefix_cache: bool,
         thinking_stop_sentence: str = "",
+        transcript_bytes: int = 0,
+        block_size: int = 16,
     ) -> None:
-        """`vocab_size` is the model's head: ids up to it may be generated, some without text."""
+        """`vocab_size` is the model's head: ids up to it may be generated, some without text.
+
+        transcript_bytes: what may be kept of the prompts of conversations, from which their next are made.
+        block_size: tokens of a KV block.
+        """
         self.tokenizer = tokenizer
         self.max_context = max_context
         self.vocab_size = vocab_size
         self._model = model
         self._prefix_cache = prefix_cache
+        self._block_size = block_size
+        self.turns = TurnPrompts(transcript_bytes, self._transcriber)
         self._template: ChatTemplate | None = None
         self._thinking = ThinkingMarkers(tokenizer, thinking_stop_sentence)
         self._special_tokens: Specials | None = None
@@ -137,21 +149,42 @@ class Preparer:
         args = read_wish(None, template_args or {}, variables).template_args
         return self.tokenizer.encode(self.chat_text(messages, tools, add_generation_prompt, **args))
 
-    def _chat_prompt(self, call: Call) -> tuple[list[int], OutputReading | None, int | None]:
-        """Token ids of a conversation, how its answer is read, and its thinking budget. A template writes its
-        own BOS, so its text gets no second one."""
-        tools = () if call.tool_choice == "none" else call.tools
-        variables = self._chat_template().variables(bool(tools))
-        wish = read_wish(call.sampling.thinking_budget, call.template_args, variables)
-        text = self.chat_text(call.messages, tools, **wish.template_args)
-        self._check_length(text, "messages")
-        ids = self.tokenizer.encode(text)
+    def _chat_prompt(self, call: Call) -> tuple[Turn, OutputReading | None, int | None]:
+        """The prompt of a conversation, how its answer is read, and its thinking budget. A template writes
+        its own BOS, so its text gets no second one."""
+        tools, variables, wish = self._template_inputs(call)
+        turn = self.turns.turn(
+            call, tools, wish.template_args, lambda text: self._check_length(text, "messages")
+        )
+        text, ids = turn.transcript.encoded.text, turn.transcript.encoded.ids
         reading = self._reading(tools, text, ids)
         thinks_on = reading is not None and reading.thinking is not None and reading.thinking.open
         ignored = thinks_on or variables.isdisjoint(SWITCHES)
-        return ids, reading, 0 if wish.off and ignored else wish.budget
+        return turn, reading, 0 if wish.off and ignored else wish.budget
 
-    def _reading(self, tools: tuple[ToolSpec, ...], text: str, ids: list[int]) -> OutputReading | None:
+    def _template_inputs(self, call: Call) -> tuple[tuple[ToolSpec, ...], frozenset[str], ThinkingWish]:
+        """(tools, what the template reads, thinking with the template arguments)."""
+        tools = () if call.tool_choice == "none" else call.tools
+        variables = self._chat_template().variables(bool(tools))
+        return tools, variables, read_wish(call.sampling.thinking_budget, call.template_args, variables)
+
+    def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """Where the prompt of `after` leaves that of `before`; None if it begins with all of its turns."""
+        made = []
+        for call in (before, after):
+            check_supported(call)
+            tools, _, wish = self._template_inputs(call)
+            made.append(self.turns.transcribe(call, tools, wish.template_args))
+        return self.turns.explain(after, *made)
+
+    def _transcriber(self) -> Transcriber:
+        from penstock.text.transcript import Transcriber
+
+        return Transcriber(self.tokenizer, self._chat_template())
+
+    def _reading(
+        self, tools: tuple[ToolSpec, ...], text: str, ids: Sequence[int] | np.ndarray
+    ) -> OutputReading | None:
         """None where an answer can be nothing but text: no tools, and a template that shows no reasoning."""
         from penstock.text.output.choose import format_for_template
 
@@ -209,11 +242,13 @@ class Preparer:
     def prepare(self, call: Call, key: str) -> list[Prompt]:
         """The requests of `call`. Raises InvalidRequest and ContextOverflow (400)."""
         call.sampling.validate()
-        check_supported(call)
+        check_supported(call, self.turns.num_known(call))
         reading: OutputReading | None = None
+        turn: Turn | None = None
+        tokens: Sequence[Sequence[int] | np.ndarray]
         if call.kind == "chat":
-            ids, reading, budget = self._chat_prompt(call)
-            tokens = [ids]
+            turn, reading, budget = self._chat_prompt(call)
+            tokens = [turn.transcript.encoded.ids]
         else:
             tokens = self._tokens(call)
             budget = read_wish(call.sampling.thinking_budget, {}, frozenset()).budget
@@ -225,21 +260,24 @@ class Preparer:
                 param="n",
             )
         shared = self._resolve(call, self._grammar(call, reading))
-        return [
+        prompts = [
             self._prompt(call, key, index, ids, shared, reading, budget) for index, ids in enumerate(tokens)
         ]
+        if turn is not None:
+            prompts[0] = msgspec.structs.replace(prompts[0], turn=turn, block_size=self._block_size)
+        return prompts
 
     def _prompt(
         self,
         call: Call,
         key: str,
         index: int,
-        ids: list[int],
+        ids: Sequence[int] | np.ndarray,
         shared: TokenSampling,
         reading: OutputReading | None,
         budget: int | None,
     ) -> Prompt:
-        if not ids:
+        if not len(ids):
             raise InvalidRequest("prompt: it has no tokens; at least one is needed", param="prompt")
         n = call.sampling.n
         param = "messages" if call.kind == "chat" else "prompt"
@@ -248,7 +286,7 @@ class Preparer:
         if reading is None and (budget is not None or shared.grammar is not None):
             thinking = self._thinking.of_completion(ids)
         shared = self._with_thinking(call, shared, thinking, reading, budget, max_tokens)
-        packed = pack_tokens(np.asarray(ids, dtype=np.int64))
+        packed = pack_tokens(np.asarray(ids))
         salt, read, store = self._cache_policy(call, f"{key}/{index * n}")
         submits: list[Submit] = []
         for sample in range(n):
@@ -267,6 +305,8 @@ class Preparer:
                     cache_read=read,
                     cache_store=store,
                     leader=None if sample == 0 else submits[0].id,
+                    pin=turn_after(call) or "",
+                    pin_s=float(call.cache.ttl_s or 0) if sample == 0 else 0.0,
                 )
             )
         return Prompt(ids, tuple(submits), reading, thinking)

@@ -21,8 +21,25 @@ from __future__ import annotations
 import numpy as np
 
 from penstock.engine.messages import Submit, unpack_tokens
+from penstock.errors import InvalidRequest
 
 MAX_TABLE_STOPS = 8  # stop ids checked by vector; a request with more is checked one by one
+
+
+def check_lengths(submit: Submit, room: int) -> None:
+    """Raises InvalidRequest unless a request has tokens and ends within `room` of them."""
+    num_tokens, rest = divmod(len(submit.tokens), 4)
+    if num_tokens == 0 or rest:
+        raise InvalidRequest(
+            f"prompt: {len(submit.tokens)} bytes of token ids; send at least one id of 4 bytes each"
+        )
+    if submit.sampling.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens: {submit.sampling.max_tokens} is below 1; ask for one or more")
+    if num_tokens + submit.sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"prompt of {num_tokens} tokens and max_tokens {submit.sampling.max_tokens} exceed "
+            f"the context of {room}"
+        )
 
 
 class Request:

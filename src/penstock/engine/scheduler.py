@@ -7,17 +7,23 @@ one token before any row gets more, so a long prompt never stalls the streams be
 shared in the policy's order, in which the best waiting request has its place: the prompt of a lower
 class or of a better served tenant doesn't keep it out until it is computed.
 
+Lines of batches come last in that order, and what they get of a step is bounded in seconds (StepBudget). Some
+slots are kept free of them, so that who comes need not wait until one is left.
+
 The scheduler reads no clock, imports no kernels and is deterministic. It edits only the host's
 request table; what the device must do is the immutable StepPlan.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
 
+from penstock.call import BATCH_PRIORITY
 from penstock.engine.plan import Admission, DraftStats, StepPlan, StepResult, frozen_array
 from penstock.engine.policy import OrderPolicy
 from penstock.engine.requests import Request, RequestTable
@@ -25,6 +31,7 @@ from penstock.engine.step_budget import StepBudget
 from penstock.engine.window import InFlight, WindowPlanner
 from penstock.resource import Grant, Resource, TableUpdate
 
+KEPT = 16  # one slot of so many is never a batch's
 _NO_ROWS = np.empty(0, np.int32)
 
 
@@ -63,6 +70,20 @@ class DraftSource(Protocol):
         ...
 
 
+class _Spare(Struct):
+    """Tokens of a step that are left for who enters."""
+
+    calls: int
+    lines: int  # of batches
+
+    def of(self, request: Request) -> int:
+        return self.calls if request.klass < BATCH_PRIORITY else self.lines
+
+    def take(self, count: int) -> None:
+        self.calls -= count
+        self.lines -= count
+
+
 class Scheduler:
     def __init__(
         self,
@@ -72,12 +93,14 @@ class Scheduler:
         token_budget: int,
         longest_window: int = 1,
         drafts: DraftSource | None = None,
+        batch_step_s: float = math.inf,
     ) -> None:
         self.table = table
         self.policy = policy
         self.resources = tuple(resources)
         self.drafts = drafts
-        self.budget = StepBudget(token_budget)
+        self.budget = StepBudget(token_budget, batch_step_s)
+        self._kept = min(max(1, table.num_free // KEPT), table.num_free - 1)
         self._windows = WindowPlanner(table, policy, resources, longest_window)
         self.preemptions = 0
         # Called with a request that is alone in the pool and still doesn't fit: its owner ends it.
@@ -94,15 +117,15 @@ class Scheduler:
         preempted_before = self.preemptions
         rows = self.policy.order(self.table, self.running)
         demand = self._demand(rows)
-        budget = self._step_tokens(rows, demand)
         wanted = demand if self.drafts is None else demand + self.drafts.propose(rows, demand)
-        grants = self._share_budget(rows, wanted, budget, now)
+        grants, spare = self._share(rows, demand, wanted, now)
+        granted = int(grants.sum())
         rows, grants = self._reserve(rows, grants, np.minimum(grants, demand))
         kept = grants > 0
         rows, grants = rows[kept], grants[kept]
         admissions: list[Admission] = []
         if self.policy.num_waiting and self.preemptions == preempted_before:
-            spare = budget - int(grants.sum())
+            spare.take(int(grants.sum()) - granted)  # what could not be reserved is free again
             generations = self.table.generation[rows]
             new_rows, new_grants = self._admit(spare, now, admissions)
             stays = self.table.active[rows] & (self.table.generation[rows] == generations)
@@ -114,6 +137,27 @@ class Scheduler:
             return None
         return self._freeze(rows, grants, admissions)
 
+    def _share(
+        self, rows: np.ndarray, demand: np.ndarray, wanted: np.ndarray, now: float
+    ) -> tuple[np.ndarray, _Spare]:
+        """(int32[R] tokens granted to each row, what is left for those who enter)."""
+        calls = int(np.searchsorted(self.table.klass[rows], BATCH_PRIORITY))  # the other rows are lines
+        budget = self._step_tokens(rows[:calls], demand[:calls])
+        grants = self._share_budget(rows[:calls], wanted[:calls], budget, now)
+        left = budget - int(grants.sum())
+        if calls == len(rows) and self.policy.num_waiting == self.policy.num_waiting_calls():
+            return grants, _Spare(left, 0)
+        room = self.budget.most - int(grants.sum())
+        most = min(room, self.budget.batch_tokens(int(grants.sum()) + self._entering_tokens(now)))
+        lines = self._share_budget(rows[calls:], wanted[calls:], most, now)
+        taken = int(lines.sum())
+        return np.concatenate([grants, lines]), _Spare(min(left, room - taken), most - taken)
+
+    def _entering_tokens(self, now: float) -> int:
+        """That the best waiting call wants computed before its first token."""
+        best = next(self.policy.waiting(now), None) if self.policy.num_waiting_calls() else None
+        return 0 if best is None else len(best.held_tokens)
+
     def _demand(self, rows: np.ndarray) -> np.ndarray:
         """int32[R]: tokens of each row that can be computed."""
         table = self.table
@@ -124,11 +168,11 @@ class Scheduler:
         return np.asarray(demand)
 
     def _step_tokens(self, rows: np.ndarray, demand: np.ndarray) -> int:
-        """Tokens of this step at most."""
+        """Of calls in this step at most."""
         decodes = demand == 1
         if not (self.table.stepwise[rows] & decodes).any():
             return self.budget.most
-        entering = min(self.policy.num_waiting, self.table.num_free)
+        entering = min(self.policy.num_waiting_calls(), self.table.num_free)
         return self.budget.tokens(int(decodes.sum()), int((demand > 1).sum()) + entering)
 
     def _share_budget(self, rows: np.ndarray, demand: np.ndarray, budget: int, now: float) -> np.ndarray:
@@ -139,7 +183,7 @@ class Scheduler:
         first = _fit(np.minimum(demand, 1), budget)
         more = np.where(first > 0, demand - first, 0)
         left = budget - int(first.sum())
-        best = self._best_to_enter(rows, now)
+        best = self._best_to_enter(now)
         if best is None:
             return first + _fit(more, left)
         before = self.policy.num_before(best, self.table, rows, now)
@@ -148,13 +192,17 @@ class Scheduler:
         left -= min(left, len(best.held_tokens))
         return first + np.concatenate([better, _fit(more[before:], left)])
 
-    def _best_to_enter(self, rows: np.ndarray, now: float) -> Request | None:
+    def _best_to_enter(self, now: float) -> Request | None:
         """The best waiting request, if this step may give it a slot."""
         best = next(self.policy.waiting(now), None)
         if best is None or best is self._refused:
             return None
-        may_enter = self.table.num_free or int(self.table.klass[rows].max()) > best.klass
+        may_enter = self._has_slot(best) or int(self.table.klass[self.running].max()) > best.klass
         return best if may_enter else None
+
+    def _has_slot(self, request: Request) -> bool:
+        kept = self._kept if request.klass >= BATCH_PRIORITY else 0
+        return self.table.num_free > kept
 
     def _reserve(
         self, rows: np.ndarray, grants: np.ndarray, least: np.ndarray
@@ -206,20 +254,21 @@ class Scheduler:
                 return grant
         return Grant.GRANTED
 
-    def _admit(self, spare: int, now: float, admissions: list[Admission]) -> tuple[list[int], list[int]]:
+    def _admit(self, spare: _Spare, now: float, admissions: list[Admission]) -> tuple[list[int], list[int]]:
         """Let waiting requests in, best first, while budget, slots and resources last."""
         rows: list[int] = []
         grants: list[int] = []
         for request in self.policy.waiting(now):
-            if spare <= 0:
+            most = spare.of(request)
+            if most <= 0:
                 break
-            if not self.table.num_free:
+            if not self._has_slot(request):
                 self._make_way(request)
-                if not self.table.num_free:  # the victim's slot is free once its step is applied
+                if not self._has_slot(request):  # the victim's slot is free once its step is applied
                     break
-            grant, count = self._try_enter(request, spare, now)
+            grant, count = self._try_enter(request, most, now)
             while grant is Grant.FULL and self._make_way(request):
-                grant, count = self._try_enter(request, spare, now)
+                grant, count = self._try_enter(request, most, now)
             if grant is Grant.WAIT:
                 continue
             if grant is Grant.FULL:
@@ -233,7 +282,7 @@ class Scheduler:
             slot = request.slot
             rows.append(slot)
             grants.append(count)
-            spare -= count
+            spare.take(count)
             admissions.append(
                 Admission(
                     slot=slot,

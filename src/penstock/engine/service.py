@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.call import Call, Event, Failure, Health, Message, ModelCard, ToolSpec
+from penstock.call import Call, Event, Failure, Health, Message, ModelCard, PrefixMiss, ToolSpec
 from penstock.config import EngineSettings
 from penstock.engine.messages import Delta, Progress, Ready
 from penstock.engine.open_call import OpenCall
@@ -197,7 +197,7 @@ class EngineService:
         return self._preparer
 
     async def _prepare(self, preparer: Preparer, call: Call, key: str) -> list[Prompt]:
-        if _num_chars(call) <= INLINE_CHARS:
+        if _is_short(call):
             return preparer.prepare(call, key)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, preparer.prepare, call, key)
@@ -255,6 +255,18 @@ class EngineService:
         if size <= INLINE_CHARS:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        preparer = self._ready_preparer(after.model)
+        found: PrefixMiss | None = await self._in_thread(
+            INLINE_CHARS + 1, preparer.explain_miss, before, after
+        )
+        return found
+
+    def unpin(self, turn: str) -> None:
+        self._transport.unpin(turn)
+        if self._preparer is not None:
+            self._preparer.turns.forget(turn)
 
     # ------------------------------------------------------------------ health
 
@@ -341,6 +353,8 @@ class EngineService:
             vocab_size=ready.vocab_size,
             prefix_cache=self.settings.prefix_cache,
             thinking_stop_sentence=self.settings.thinking_stop_sentence,
+            transcript_bytes=self.settings.transcript_bytes,
+            block_size=ready.block_size,
         )
 
     def _announce(self) -> None:
@@ -387,8 +401,13 @@ def failure(error: PenstockError) -> Failure:
     )
 
 
-def _num_chars(call: Call) -> int:
-    """Size of what must be rendered and tokenized, roughly: tools and templates come on top."""
+def _is_short(call: Call) -> bool:
+    """Whether what must be rendered and tokenized is small, roughly: tools and templates come on top."""
     if call.kind == "completion":
-        return sum(len(prompt) + len(call.suffix) for prompt in call.prompts)
-    return sum(len(message.text) for message in call.messages) + 256 * len(call.tools)
+        return sum(len(prompt) + len(call.suffix) for prompt in call.prompts) <= INLINE_CHARS
+    size = 256 * len(call.tools)
+    for message in call.messages:
+        size += len(message.text)
+        if size > INLINE_CHARS:
+            return False
+    return True

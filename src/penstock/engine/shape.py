@@ -22,8 +22,10 @@ class CoreShape(Struct, frozen=True, kw_only=True):
     window: int = 1
     max_queue: int
     prefix_cache: bool
+    pin_share: float = 0.5
     namespace: bytes
     deadline_s: float | None = None
     aging_s: float = 30.0
+    batch_step_s: float = 0.05
     tenant_weights: dict[str, float] = {}
     speculation: SpeculationSettings | None = None

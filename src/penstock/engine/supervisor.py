@@ -79,6 +79,10 @@ class SupervisedTransport:
         if self._life is not None:
             self._life.client.abort(request_id, keep)
 
+    def unpin(self, name: str) -> None:
+        if self._life is not None and self._life.client is not None:
+            self._life.client.unpin(name)
+
     def status(self) -> Status:
         detail, heard_s = self._detail, 0.0
         if self._life is not None:

@@ -11,16 +11,16 @@ from penstock.call import Call, ImagePart, ToolResultPart
 from penstock.errors import InvalidRequest
 
 
-def check_supported(call: Call, *, images: bool = False) -> None:
-    """Raises InvalidRequest for the first thing in `call` that the engine can't honour. images: whether it
-    reads these."""
+def check_supported(call: Call, known: int = 0, *, images: bool = False) -> None:
+    """Raises InvalidRequest for the first thing in `call` that the engine can't honour. The first `known`
+    of its messages were checked before. images: whether it reads these."""
     if call.continue_final:
         raise _unsupported(
             "messages",  # in the words that clients of Anthropic's API know
             "This model does not support assistant message prefill. The conversation must end with a user "
             "message.",
         )
-    for i, message in enumerate(() if images else call.messages):
+    for i, message in enumerate(() if images else call.messages[known:], start=known):
         for part in message.parts:
             inner = part.content if isinstance(part, ToolResultPart) else ()
             if isinstance(part, ImagePart) or any(isinstance(item, ImagePart) for item in inner):

@@ -10,6 +10,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from penstock.decoding.thinking import Marker, ThinkingSpec
@@ -24,6 +25,8 @@ from penstock.thinking import (
 if TYPE_CHECKING:
     from penstock.text.output.reasoning import ReasoningMarkers
     from penstock.text.tokenizer import Tokenizer
+
+TokenIds = Sequence[int] | np.ndarray
 
 # What ordinary text around a marker may share a token with it, in the usual vocabularies.
 _BEFORE = ("", " ", "\n", "\n\n", ".", ".\n", ".\n\n")
@@ -81,7 +84,7 @@ class ThinkingMarkers:
         self._known: dict[str, tuple[Marker, ...]] = {}
 
     def of_chat(
-        self, marks: ReasoningMarkers, source: str, text: str, ids: list[int], calls: bool
+        self, marks: ReasoningMarkers, source: str, text: str, ids: TokenIds, calls: bool
     ) -> ThinkingSpec | None:
         """How the answer to a rendered prompt reasons. source: its template, which shows one of `marks`."""
         opened = marks.open_at_end(text)
@@ -91,7 +94,7 @@ class ThinkingMarkers:
             return spec
         return msgspec.structs.replace(_inside(spec, ids), open=True)
 
-    def of_completion(self, ids: list[int]) -> ThinkingSpec | None:
+    def of_completion(self, ids: TokenIds) -> ThinkingSpec | None:
         """How a raw prompt goes on: by the markers that the model's chat template shows, else `<think>` where
         the vocabulary has it."""
         from penstock.text.output.choose import format_for_template
@@ -159,7 +162,7 @@ class ThinkingMarkers:
         return tuple(found)
 
 
-def _inside(spec: ThinkingSpec, tokens: Sequence[int]) -> ThinkingSpec:
+def _inside(spec: ThinkingSpec, tokens: TokenIds) -> ThinkingSpec:
     """`spec` for a prompt: inside a section if `tokens` begin one behind the last that they end."""
     heads = {marker[-1] for marker in (*spec.starts, *spec.ends)}
     for end in range(len(tokens), 0, -1):
@@ -172,5 +175,5 @@ def _inside(spec: ThinkingSpec, tokens: Sequence[int]) -> ThinkingSpec:
     return spec
 
 
-def _ends_in(tokens: Sequence[int], end: int, markers: Sequence[Marker]) -> bool:
+def _ends_in(tokens: TokenIds, end: int, markers: Sequence[Marker]) -> bool:
     return any(end >= len(m) and tuple(tokens[end - len(m) : end]) == m for m in markers)

@@ -9,7 +9,7 @@ Invariants
   called on it, never from another thread, never from within `submit` or `abort`.
 - Deltas of a request arrive in the engine's order. After `on_lost` no delta of an earlier request
   arrives: whatever was open is gone.
-- `submit` and `abort` never block. `submit` raises EngineUnavailable unless the state is READY;
+- `submit`, `abort` and `unpin` never block. `submit` raises EngineUnavailable unless the state is READY;
   `abort` of an unknown or finished request does nothing.
 """
 
@@ -70,6 +70,8 @@ class Transport(Protocol):
     def submit(self, request: Submit) -> None: ...
 
     def abort(self, request_id: str, keep: int | None = None) -> None: ...
+
+    def unpin(self, name: str) -> None: ...
 
     def status(self) -> Status: ...
 

@@ -113,12 +113,16 @@ def _local_path(name: str) -> Path | None:
 
 
 def _read_model(name: str, path: Path) -> LibraryModel:
+    from penstock.gateway.encoder_sheet import read_encoder
+    from penstock.models.encoder.load import is_encoder
     from penstock.models.fetch_local import model_files
     from penstock.models.load import inspect_model
 
     size = sum(file.stat().st_size for file in model_files(path))
     modified = path.stat().st_mtime
     try:
+        if is_encoder(path):
+            return read_encoder(name, path, size)
         info = inspect_model(path)
     except PenstockError as error:  # it is there all the same, and can be deleted
         log.warning("%s can't be served: %s", name, error.message)
@@ -138,9 +142,13 @@ def _read_model(name: str, path: Path) -> LibraryModel:
 
 def _sheet(model: LibraryModel, path: Path) -> ModelSheet:
     """Raises ModelRefused for a model that can't be served."""
+    from penstock.gateway.encoder_sheet import encoder_sheet
+    from penstock.models.encoder.load import is_encoder
     from penstock.models.load import inspect_model
     from penstock.text.tokenizer import Tokenizer
 
+    if is_encoder(path):
+        return encoder_sheet(model, path)
     info, tokenizer = inspect_model(path), Tokenizer.load(path)
     entry = ENTRIES.get(model.name)
     return ModelSheet(

@@ -1,4 +1,5 @@
-"""What the HTTP routes need: ModelService, which answers a Call; ModelLibrary, which keeps the models.
+"""What the HTTP routes need: ModelService, which answers a Call; EmbeddingService; ModelLibrary, which keeps
+the models.
 
 Implemented by the local engine (`penstock.engine.service.EngineService`), and later by routers over
 several upstreams. Errors are PenstockErrors: raised when nothing was sent yet, else a `Failure`
@@ -12,9 +13,19 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from penstock.call import Call, Event, Health, Message, ModelCard, ToolSpec
+from penstock.call import Call, Event, Health, Message, ModelCard, PrefixMiss, ToolSpec
+from penstock.embedding import EmbedCall, Embeddings, LoadedModel, ScoreCall, Scores
 
-__all__ = ["Health", "LibraryModel", "ModelCard", "ModelLibrary", "ModelService", "ModelSheet", "Progress"]
+__all__ = [
+    "EmbeddingService",
+    "Health",
+    "LibraryModel",
+    "ModelCard",
+    "ModelLibrary",
+    "ModelService",
+    "ModelSheet",
+    "Progress",
+]
 
 # (phase, bytes done, bytes in total or None); may be called from any thread. What it raises ends the work.
 Progress = Callable[[str, int, int | None], None]
@@ -51,11 +62,42 @@ class ModelService(Protocol):
 
     async def detokenize(self, model: str, tokens: list[int]) -> str: ...
 
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """Where the prompt of `after` leaves that of `before`; None if it begins with all of its turns."""
+        ...
+
+    def unpin(self, turn: str) -> None:
+        """Nobody goes on from a turn (a response's id, a conversation's) any more: its prompt need not be
+        kept."""
+        ...
+
     def health(self) -> Health: ...
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, let running requests finish for at most `timeout_s`."""
         ...
+
+    async def close(self) -> None: ...
+
+
+class EmbeddingService(Protocol):
+    """Embedding models and cross-encoders. `penstock.engine.embedding.service` runs them here.
+
+    Raises NotFound (unknown model), InvalidRequest, ContextOverflow (an input too long), Overloaded,
+    EngineUnavailable, ModelRefused. Cancelling a call drops what of it has not begun.
+    """
+
+    def models(self) -> list[ModelCard]:
+        """`max_context` is 0 until a model was loaded once, which its first call does."""
+        ...
+
+    def loaded(self) -> list[LoadedModel]:
+        """Those that take memory now."""
+        ...
+
+    async def embed(self, call: EmbedCall) -> Embeddings: ...
+
+    async def score(self, call: ScoreCall) -> Scores: ...
 
     async def close(self) -> None: ...
 
@@ -81,7 +123,7 @@ class LibraryModel(Struct, frozen=True):
 class ModelSheet(Struct, frozen=True):
     """Everything about one model. info: key-values under GGUF's names. template: Jinja, "" for none.
 
-    capabilities: of "completion", "insert", "tools", "thinking".
+    capabilities: of "completion", "insert", "tools", "thinking"; "embedding"; "rerank" (a cross-encoder).
     """
 
     model: LibraryModel

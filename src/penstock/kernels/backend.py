@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from msgspec import Struct
 
 from penstock.errors import ConfigError
+from penstock.kernels.encoder import EncoderNetwork, EncoderProgram
 from penstock.kernels.ops import Ops, WeightTensor
 from penstock.kernels.program import Program
 
@@ -83,6 +84,10 @@ class ProgramBackend(Backend, Protocol):
 
     def compile(self, program: Program) -> Any:
         """An executable (see kernels.cpu.executable.Executable)."""
+        ...
+
+    def compile_encoder(self, program: EncoderProgram) -> EncoderNetwork:
+        """An encoder whose weights this backend prepared, as float32 or bfloat16."""
         ...
 
     def allocate_kv(self, layout: Any, num_blocks: int) -> Any:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from penstock.kernels.batch import Batch, LayerKV
 from penstock.kernels.codes import QuantizedCodes
+from penstock.kernels.encoder import PlainActivation
 
 RopeStyle = Literal["half", "interleaved"]
 
@@ -180,4 +181,16 @@ class Ops(Protocol):
 
     def add_sigmoid_gated(self, x: Any, delta: Any, gate: Any) -> Any:
         """x, delta [T, d], gate [T, 1] -> x + sigmoid(gate)·delta (the shared expert of Qwen2-MoE)."""
+        ...
+
+    def layer_norm(self, x: Any, gain: Any, bias: Any, eps: float) -> Any:
+        """x [T, d], gain, bias [d] -> (x - mean) / sqrt(variance + eps) · gain + bias (arXiv:1607.06450)."""
+        ...
+
+    def activate(self, x: Any, kind: PlainActivation) -> Any:
+        """x [T, n] -> [T, n]; gelu is x·(1 + erf(x/√2))/2 (arXiv:1606.08415)."""
+        ...
+
+    def attend_texts(self, qkv: Any, offsets: Any, heads: int, scale: float) -> Any:
+        """qkv [T, 3·H·D], offsets int32[R+1] -> [T, H·D]: every token of a text over all of that text."""
         ...

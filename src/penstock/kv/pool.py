@@ -3,7 +3,8 @@
 A block is an id in [0, num_blocks). Invariants (`BlockPool.check`): every block is exactly one of
 
     free       no owner, no content worth keeping
-    reusable   no owner, content published in the prefix tree, evicted least recently used first
+    reusable   no owner, content published in the prefix tree, evicted least recently used first,
+               those that are claimed (`claim`) after all others
     owned      reference count >= 1 (requests, and later copies in flight to or from a tier)
 
 and the three sum to num_blocks. An id may be reused from the moment its last reference is gone;
@@ -40,7 +41,9 @@ class BlockPool:
         self._generation = [0] * num_blocks
         self._published = bytearray(num_blocks)  # 1: the content is in the prefix tree
         self._free = list(range(num_blocks - 1, -1, -1))
+        self._claimed = bytearray(num_blocks)
         self._reusable: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, None] = OrderedDict()  # the reusable ones that are claimed
 
     @property
     def num_free(self) -> int:
@@ -48,11 +51,11 @@ class BlockPool:
 
     @property
     def num_reusable(self) -> int:
-        return len(self._reusable)
+        return len(self._reusable) + len(self._kept)
 
     @property
     def num_owned(self) -> int:
-        return self.num_blocks - len(self._free) - len(self._reusable)
+        return self.num_blocks - len(self._free) - self.num_reusable
 
     def references(self, block: int) -> int:
         return self._refs[block]
@@ -68,7 +71,7 @@ class BlockPool:
         """
         if count < 0:
             raise ValueError(f"can't allocate {count} blocks; the count must be 0 or more")
-        if count > len(self._free) + len(self._reusable):
+        if count > len(self._free) + self.num_reusable:
             return None
         while len(self._free) < count:
             self._evict_oldest()
@@ -84,18 +87,22 @@ class BlockPool:
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """One more reference to each block; each must be owned or reusable."""
-        refs, reusable = self._refs, self._reusable
+        refs, reusable, kept, claimed = self._refs, self._reusable, self._kept, self._claimed
         for block in blocks:
             if refs[block] == 0:
-                if block not in reusable:
-                    raise ValueError(f"block {block} is free; only owned or reusable blocks can be shared")
-                del reusable[block]
+                try:
+                    del (kept if claimed[block] else reusable)[block]
+                except KeyError:
+                    raise ValueError(
+                        f"block {block} is free; only owned or reusable blocks can be shared"
+                    ) from None
             refs[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """One reference less to each block, in this order: of published blocks that become reusable
         the first given is the first to be evicted."""
-        refs = self._refs
+        refs, published, claimed = self._refs, self._published, self._claimed
+        reusable, kept, free = self._reusable, self._kept, self._free
         for block in blocks:
             left = refs[block] - 1
             if left > 0:
@@ -104,10 +111,10 @@ class BlockPool:
             if left < 0:
                 raise ValueError(f"block {block} has no reference to give back")
             refs[block] = 0
-            if self._published[block]:
-                self._reusable[block] = None
+            if published[block]:
+                (kept if claimed[block] else reusable)[block] = None
             else:
-                self._free.append(block)
+                free.append(block)
 
     def publish(self, block: int) -> None:
         """The content of an owned block is in the prefix tree now."""
@@ -121,22 +128,36 @@ class BlockPool:
     def discard(self, block: int) -> None:
         """The tree no longer knows the content of `block`: a reusable block becomes free, an owned one
         private to its owners. Does not call `on_evict`."""
-        self._published[block] = 0
-        if block in self._reusable:
-            del self._reusable[block]
-            self._free.append(block)
+        self._published[block] = self._claimed[block] = 0
+        for content in (self._reusable, self._kept):
+            if block in content:
+                del content[block]
+                self._free.append(block)
+
+    def claim(self, block: int, claimed: bool) -> None:
+        """Whether the content of a published block is to be evicted last. It counts as used now."""
+        self._claimed[block] = claimed
+        source, target = (self._reusable, self._kept) if claimed else (self._kept, self._reusable)
+        if block in source:
+            del source[block]
+            target[block] = None
+
+    def is_claimed(self, block: int) -> bool:
+        return bool(self._claimed[block])
 
     def _evict_oldest(self) -> None:
-        block, _ = self._reusable.popitem(last=False)
+        block, _ = (self._reusable or self._kept).popitem(last=False)
         self.num_evicted += 1
-        self._published[block] = 0
+        self._published[block] = self._claimed[block] = 0
         if self.on_evict is not None:
             self.on_evict(block)
         self._free.append(block)
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds. O(num_blocks), for tests and idle times."""
-        free, reusable = set(self._free), set(self._reusable)
+        free, reusable = set(self._free), self._reusable.keys() | self._kept.keys()
+        assert all(self._claimed[block] for block in self._kept), "a block is kept that nobody claims"
+        assert not any(self._claimed[block] for block in self._reusable), "a claimed block goes with others"
         assert len(free) == len(self._free), "a block is free twice"
         assert not free & reusable, f"blocks {sorted(free & reusable)} are free and reusable"
         for block in range(self.num_blocks):

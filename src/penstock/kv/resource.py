@@ -26,6 +26,7 @@ from msgspec import Struct
 from penstock.errors import ConfigError
 from penstock.kv import identity
 from penstock.kv.groups import KVLayout
+from penstock.kv.pins import Pins
 from penstock.kv.pool import BlockPool
 from penstock.kv.tree import (
     TOKEN_BYTES,
@@ -54,6 +55,7 @@ class KVStats(Struct, frozen=True):
     hit_tokens: int
     lookup_tokens: int
     evicted_blocks: int
+    pinned: int = 0  # of the owned and reusable ones
 
 
 class _Tenure:
@@ -77,7 +79,8 @@ class KVResource:
 
     layout: groups and block size. max_context: tokens that one slot can reach, the width of the
     block table. namespace: 32 bytes, `identity.namespace_digest` of the model. prefix_cache: whether
-    blocks are shared across calls. observer: told about published blocks.
+    blocks are shared across calls. observer: told about published blocks. pin_share: of the
+    blocks, that pinned prefixes keep at most.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class KVResource:
         namespace: bytes,
         prefix_cache: bool = True,
         observer: CacheObserver | None = None,
+        pin_share: float = 0.5,
     ) -> None:
         if num_slots < 1 or max_context < 1:
             raise ConfigError(
@@ -101,6 +105,7 @@ class KVResource:
         self.pool = BlockPool(num_blocks)
         self.windows = tuple(group.window for group in layout.groups)
         self.tree = PrefixTree(self.pool, self.windows, layout.block_size, observer)
+        self._pins = Pins(self.tree, int(pin_share * num_blocks))
         # Zeros come from untouched pages: a row costs memory only as far as it was used.
         self.tables = tuple(np.zeros((num_slots, self.max_blocks), np.int32) for _ in self.windows)
         self.committed = np.zeros(num_slots, np.int64)
@@ -230,6 +235,18 @@ class KVResource:
         self._reserved[slot] = self.committed[slot] = 0
         self._tenures[slot] = None
 
+    def pin(self, slot: int, name: str, until_s: float) -> None:
+        """Keep the full blocks that the slot has committed, as far as they are published, until then."""
+        tenure = self._tenure(slot)
+        if tenure.cursor is not None and tenure.depth and tenure.private_root is None:
+            self._pins.add(name, tenure.cursor, until_s)
+
+    def unpin(self, name: str) -> None:
+        self._pins.drop(name)
+
+    def expire_pins(self, now: float) -> None:
+        self._pins.expire(now)
+
     def take_updates(self) -> tuple[TableUpdate, ...]:
         """Per changed (slot, group) one run of read-only block ids, current as of this call."""
         if not self._dirty:
@@ -258,6 +275,7 @@ class KVResource:
             hit_tokens=self._hit_tokens,
             lookup_tokens=self._lookup_tokens,
             evicted_blocks=self.pool.num_evicted,
+            pinned=self.tree.num_claimed,
         )
 
     def explain(self, salt: str, tokens: np.ndarray | Sequence[int]) -> Explanation:
@@ -269,6 +287,7 @@ class KVResource:
         """Drop all cached content, and go on under a new namespace if the weights changed. Requests in
         a slot keep their blocks but publish and share nothing of them any more."""
         self._epoch += 1
+        self._pins.clear()
         self.tree.clear()
         for tenure in self._tenures:
             if tenure is not None:
@@ -383,6 +402,9 @@ class KVResource:
     def _release_blocks(self, slot: int, tenure: _Tenure) -> None:
         """Give back the slot's blocks from the last logical block down, the groups side by side."""
         low, end = min(tenure.first), int(self._reserved[slot]) // self.block_size
+        if len(self.tables) == 1:
+            self.pool.release(self.tables[0][slot, low:end][::-1].tolist())
+            return
         columns = [
             [-1] * (first - low) + table[slot, first:end].tolist()
             for table, first in zip(self.tables, tenure.first, strict=True)

@@ -9,8 +9,12 @@ A *hit* is the longest prefix on which all asked groups agree. A full-attention 
 length L if it holds every block before L; a sliding group with window W agrees if it holds the
 blocks of the last W-1 tokens before L (what the query at position L sees beside itself).
 
+A node may be *claimed*, and with it the way to it: its blocks are evicted last (`penstock.kv.pins`). A node
+counts its own claims and its claimed children, so a claim costs as many steps as it claims nodes anew.
+
 Invariants (`PrefixTree.check`): a block stands in at most one place; a place's block is published
-in the pool; a node without blocks, children and pins does not exist, roots included.
+in the pool, and claimed there if its node is; a node without blocks, children, pins and claims does not
+exist, roots included.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class CacheObserver(Protocol):
 class Node:
     """One full block of tokens. `blocks[g]` is a block id or -1. The parent of a root is None."""
 
-    __slots__ = ("blocks", "children", "identity", "parent", "pins", "private", "tokens")
+    __slots__ = ("blocks", "children", "claims", "identity", "parent", "pins", "private", "tokens")
 
     def __init__(
         self, parent: Node | None, tokens: bytes, identity: bytes, num_groups: int, private: bool
@@ -54,6 +58,7 @@ class Node:
         self.blocks = [-1] * num_groups
         self.children: dict[bytes, Node] = {}
         self.pins = 0
+        self.claims = 0
         self.private = private
 
 
@@ -112,6 +117,7 @@ class PrefixTree:
         self._width = block_size * TOKEN_BYTES
         self._roots: dict[bytes, Node] = {}
         self._place: list[tuple[Node, int] | None] = [None] * pool.num_blocks
+        self.num_claimed = 0  # blocks
         pool.on_evict = self.forget
 
     # ------------------------------------------------------------------ lookup
@@ -136,22 +142,35 @@ class PrefixTree:
         asked = range(len(self.windows)) if groups is None else groups
         full = [g for g in asked if self.windows[g] is None]
         sliding = [g for g in asked if self.windows[g] is not None]
-        run = dict.fromkeys(sliding, 0)  # present blocks in a row, up to the current depth
+        path = self._known_path(root, data, full, limit)
+        best = len(path)
+        if sliding:
+            best = 0
+            run = dict.fromkeys(sliding, 0)  # present blocks in a row, up to the current depth
+            for depth, node in enumerate(path, start=1):
+                for g in sliding:
+                    run[g] = run[g] + 1 if node.blocks[g] >= 0 else 0
+                if all(run[g] >= depth - self.first_needed(g, depth) for g in sliding):
+                    best = depth
+        return Hit(path[:best], tuple(self.first_needed(g, best) for g in asked))
+
+    def _known_path(self, root: Node | None, data: bytes, full: list[int], limit: int) -> list[Node]:
+        """Nodes below the root as far as the tokens go and the `full` groups have their blocks."""
         path: list[Node] = []
-        best = 0
-        node = root
-        while node is not None and len(path) < limit:
-            at = len(path) * self._width
-            node = node.children.get(data[at : at + self._width])
-            if node is None or any(node.blocks[g] < 0 for g in full):
+        if root is None:
+            return path
+        children, width = root.children, self._width
+        first, others = (full[0], full[1:]) if full else (-1, [])
+        for at in range(0, limit * width, width):  # the hot loop: once per block of a prompt
+            node = children.get(data[at : at + width])
+            if node is None:
+                break
+            blocks = node.blocks
+            if first >= 0 and (blocks[first] < 0 or (others and any(blocks[g] < 0 for g in others))):
                 break
             path.append(node)
-            depth = len(path)
-            for g in sliding:
-                run[g] = run[g] + 1 if node.blocks[g] >= 0 else 0
-            if all(run[g] >= depth - self.first_needed(g, depth) for g in sliding):
-                best = depth
-        return Hit(path[:best], tuple(self.first_needed(g, best) for g in asked))
+            children = node.children
+        return path
 
     def first_needed(self, group: int, num_blocks: int) -> int:
         """First logical block that `group` must hold to go on after `num_blocks` full blocks."""
@@ -202,6 +221,8 @@ class PrefixTree:
                 node.blocks[group] = block
                 self._place[block] = (node, group)
                 self.pool.publish(block)
+                if node.claims:
+                    self._claim_block(block, True)
                 if self.observer is not None and not node.private:
                     self.observer.on_stored(node.identity, parent.identity, tokens, group)
         return node
@@ -215,6 +236,36 @@ class PrefixTree:
         if node.private and node.parent is None and node.pins == 0:
             self._drop_below(node, owned_too=True)
         self._prune(node)
+
+    def claim(self, node: Node) -> None:
+        """Evict what lies on the way to `node` last, and keep the node itself."""
+        above: Node | None = node
+        while above is not None:
+            above.claims += 1
+            if above.claims > 1:
+                return  # the rest of the way is claimed already
+            self._claim_blocks(above, True)
+            above = above.parent
+
+    def unclaim(self, node: Node) -> None:
+        """Take one claim back. The end of what is let go is evicted before its beginning."""
+        above: Node | None = node
+        while above is not None:
+            above.claims -= 1
+            if above.claims:
+                break
+            self._claim_blocks(above, False)
+            above = above.parent
+        self._prune(node)
+
+    def _claim_blocks(self, node: Node, claimed: bool) -> None:
+        for block in node.blocks:
+            if block >= 0:
+                self._claim_block(block, claimed)
+
+    def _claim_block(self, block: int, claimed: bool) -> None:
+        self.pool.claim(block, claimed)
+        self.num_claimed += 1 if claimed else -1
 
     # ------------------------------------------------------------------ removal
 
@@ -244,6 +295,7 @@ class PrefixTree:
         node, group = place
         node.blocks[group] = -1
         self._place[block] = None
+        self.num_claimed -= bool(node.claims)
         if self.observer is not None and not node.private:
             self.observer.on_removed(node.identity, group)
         return place
@@ -272,7 +324,7 @@ class PrefixTree:
         return all(b >= 0 for b, window in zip(node.blocks, self.windows, strict=True) if window is None)
 
     def _prune(self, node: Node) -> None:
-        while not node.pins and not node.children and max(node.blocks) < 0:
+        while not (node.pins or node.claims or node.children) and max(node.blocks) < 0:
             parent = node.parent
             if parent is None:
                 if self._roots.get(node.identity) is node:
@@ -298,16 +350,22 @@ class PrefixTree:
         seen: dict[int, tuple[Node, int]] = {}
         for node in self.nodes():
             if node.parent is None:
-                assert node.pins or node.children, "an empty root was not pruned"
+                assert node.pins or node.claims or node.children, "an empty root was not pruned"
                 continue
             assert node.parent.children[node.tokens] is node
             assert node.identity == child_identity(node.parent.identity, node.tokens)
             assert len(node.tokens) == self._width
-            assert node.pins or node.children or max(node.blocks) >= 0, "an empty node was not pruned"
+            kept = node.pins or node.claims or node.children
+            assert kept or max(node.blocks) >= 0, "an empty node was not pruned"
+            claimed_children = sum(child.claims > 0 for child in node.children.values())
+            assert node.claims >= claimed_children, "a node is not claimed though one behind it is"
             for group, block in enumerate(node.blocks):
                 if block >= 0:
+                    assert self.pool.is_claimed(block) == (node.claims > 0), f"block {block}: claimed?"
                     assert block not in seen, f"block {block} stands in two places"
                     seen[block] = (node, group)
+        claimed = sum(node.claims > 0 for node, _ in seen.values())
+        assert self.num_claimed == claimed, f"{claimed} blocks are claimed, {self.num_claimed} counted"
         for block, place in enumerate(self._place):
             assert place == seen.get(block), f"block {block} is not where it is said to be"
             assert self.pool.is_published(block) == (place is not None), (

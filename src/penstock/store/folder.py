@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+FILE = "penstock.db"
+
 
 def data_folder() -> Path:
     """It need not exist. A relative XDG_DATA_HOME counts as unset (as XDG demands)."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from penstock.store import threads as threads_of
 from penstock.store.database import Database
-from penstock.store.records import Conversation, Cut, Json, NewResponse, Page
+from penstock.store.records import Conversation, Cut, Json, NewResponse, Page, Range
 from penstock.store.tables import conversations, items, responses, threads
 
 
@@ -30,8 +30,8 @@ class Turns:
 
     # ------------------------------------------------------------------ responses
 
-    async def add_response(self, tenant: str, new: NewResponse) -> bool:
-        """Append its items and keep it. False: what came before is gone, and nothing was kept."""
+    async def add_response(self, tenant: str, new: NewResponse) -> Range | None:
+        """Append its items and keep it. None: what came before is gone, and nothing was kept."""
         return await self._database.run(lambda connection: _add_response(connection, tenant, new))
 
     async def response(self, tenant: str, name: str) -> str | None:
@@ -42,6 +42,10 @@ class Turns:
             return None if row is None else row.body
 
         return await self._database.run(work)
+
+    async def has_response(self, tenant: str, name: str) -> bool:
+        query = select(responses.c.id).where(responses.c.id == name, responses.c.tenant == tenant)
+        return await self._database.run(lambda connection: connection.execute(query).scalar() is not None)
 
     async def input_items(self, tenant: str, name: str, cut: Cut) -> Page | None:
         """None: no such response, or no item `after`."""
@@ -136,13 +140,20 @@ class Turns:
 
         return await self._database.run(work)
 
-    async def all_items(self, tenant: str, name: str) -> list[Json] | None:
-        """None: no such conversation."""
+    async def version(self, tenant: str, name: str) -> int | None:
+        """Of a conversation's items: a number that grows with each change. None: no such conversation."""
+        query = select(threads.c.length).join(conversations, conversations.c.id == threads.c.id)
+        query = query.where(conversations.c.id == name, conversations.c.tenant == tenant)
+        return await self._database.run(lambda connection: connection.execute(query).scalar())
 
-        def work(connection: Connection) -> list[Json] | None:
-            return (
-                None if _conversation(connection, tenant, name) is None else threads_of.read(connection, name)
-            )
+    async def all_items(self, tenant: str, name: str) -> tuple[int, list[Json]] | None:
+        """(version, items). None: no such conversation."""
+
+        def work(connection: Connection) -> tuple[int, list[Json]] | None:
+            if _conversation(connection, tenant, name) is None:
+                return None
+            length = select(threads.c.length).where(threads.c.id == name)
+            return connection.execute(length).scalar_one(), threads_of.read(connection, name)
 
         return await self._database.run(work)
 
@@ -168,6 +179,8 @@ class Turns:
             if position is None:
                 return False
             connection.execute(delete(items).where(items.c.thread == name, items.c.position == position))
+            longer = update(threads).where(threads.c.id == name).values(length=threads.c.length + 1)
+            connection.execute(longer)  # its positions are taken once; the number tells of the change
             return True
 
         return await self._database.run(work)
@@ -191,15 +204,15 @@ def _page(connection: Connection, thread: str, start: int, end: int | None, cut:
     return None if found is None else Page(*found)
 
 
-def _add_response(connection: Connection, tenant: str, new: NewResponse) -> bool:
+def _add_response(connection: Connection, tenant: str, new: NewResponse) -> Range | None:
     if new.previous is not None:
         row = _response(connection, tenant, new.previous)
         if row is None:
-            return False
+            return None
         thread = threads_of.thread_to_go_on(connection, row.thread, row.end)
     elif new.conversation is not None:
         if _conversation(connection, tenant, new.conversation) is None:
-            return False
+            return None
         thread = new.conversation
     else:
         thread = threads_of.new_thread(connection, tenant)
@@ -208,7 +221,7 @@ def _add_response(connection: Connection, tenant: str, new: NewResponse) -> bool
     row = {"id": new.id, "tenant": tenant, "thread": thread, "input_start": start, "output_start": middle}
     row |= {"end": middle + len(new.output), "created_at": new.created_at, "body": new.body}
     connection.execute(insert(responses), row)
-    return True
+    return Range(start, middle + len(new.output))
 
 
 def _delete_response(connection: Connection, tenant: str, name: str) -> bool:

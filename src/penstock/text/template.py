@@ -27,6 +27,8 @@ from penstock.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import jinja2
 
+    from penstock.text.template_trace import Trace
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -103,20 +105,9 @@ class ChatTemplate:
 
         from penstock.text import template_sandbox
 
-        for name in template_args:
-            if name in _RESERVED or name.startswith("_"):
-                raise InvalidRequest(
-                    f"template_args.{name}: a name of the template's own; leave it out", param=name
-                )
-        template, source = (self._with_tools, self.tool_source) if tools else (self._plain, self.source)
-        variables = {
-            **self._tokens,
-            "documents": None,
-            **template_args,
-            "messages": message_dicts(messages, source),
-            "tools": tool_dicts(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        template, source = self._chosen(tools)
+        given = self._variables_for(tools, add_generation_prompt, template_args)
+        variables = given | {"messages": message_dicts(messages, source)}
         try:
             return template_sandbox.render(template, variables)
         except jinja2.TemplateError as error:
@@ -129,6 +120,36 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the chat template can't render these messages: {reason}", param="messages"
             ) from None
+
+    def render_traced(self, trace: Trace, tools: Sequence[ToolSpec] = (), /, **template_args: Any) -> str:
+        """`render` of `trace.messages` (see `message_dicts`) with a generation prompt; from a mark of an
+        earlier trace only what comes behind it. Raises whatever the template raises: `render` is what says
+        why."""
+        from penstock.text import template_sandbox
+
+        template, _ = self._chosen(tools)
+        variables = self._variables_for(tools, True, template_args) | {"messages": trace.view()}
+        return template_sandbox.render(template, variables, trace)
+
+    def _chosen(self, tools: Sequence[ToolSpec]) -> tuple[jinja2.Template, str]:
+        return (self._with_tools, self.tool_source) if tools else (self._plain, self.source)
+
+    def _variables_for(
+        self, tools: Sequence[ToolSpec], add_generation_prompt: bool, template_args: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What a template sees beside the messages. Raises InvalidRequest for a reserved name."""
+        for name in template_args:
+            if name in _RESERVED or name.startswith("_"):
+                raise InvalidRequest(
+                    f"template_args.{name}: a name of the template's own; leave it out", param=name
+                )
+        return {
+            **self._tokens,
+            "documents": None,
+            **template_args,
+            "tools": tool_dicts(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
 
 
 def _compile(environment: Any, source: str) -> jinja2.Template:

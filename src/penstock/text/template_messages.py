@@ -29,11 +29,16 @@ from penstock.errors import InvalidRequest
 _ASKS_FOR_NONE = re.compile(r"content['\"]?\]?\s+is\s+(not\s+)?none\b", re.IGNORECASE)
 
 
-def message_dicts(messages: Sequence[Message], source: str) -> list[dict[str, Any]]:
-    """One dict per message and tool result, in order. `source` is the template they are for."""
+def message_dicts(
+    messages: Sequence[Message], source: str, names: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """One dict per message and tool result, in order. `source` is the template they are for.
+
+    names: tools by the ids of earlier calls; those of `messages` are added.
+    """
     if not messages:
         raise InvalidRequest("messages: empty; send at least one", param="messages")
-    names: dict[str, str] = {}
+    names = {} if names is None else names
     found: list[dict[str, Any]] = []
     empty = None if _ASKS_FOR_NONE.search(source) else ""
     for message in _in_order_of_calls(messages):
@@ -58,6 +63,15 @@ def plain_turns(messages: Sequence[Message]) -> list[Message]:
         else:
             found.append(message)
     return found
+
+
+def last_unbound(messages: Sequence[Message]) -> int:
+    """Index of the last message that is no tool result, 0 if there is none: whatever follows it, the dicts
+    before it stay as they are."""
+    for index in range(len(messages) - 1, 0, -1):
+        if _answered(messages[index]) is None:
+            return index
+    return 0
 
 
 def _in_order_of_calls(messages: Sequence[Message]) -> list[Message]:

@@ -23,8 +23,21 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 
+from penstock.text.template_trace import (
+    Trace,
+    View,
+    end_tracing,
+    install,
+    keeps_iterators,
+    loops_alone,
+    note_time,
+    refuse_if_traced,
+    traced_namespace,
+    tracing,
+)
 from penstock.text.tokenizer import MAX_TEXT_CHARS
 
 MAX_STEPS = 2_000_000  # loop passes; about a second of empty ones
@@ -166,9 +179,13 @@ def _check_text_method(text: str, name: str, args: tuple[Any, ...]) -> None:
 class _BudgetTransformer(NodeTransformer):
     """Routes what code generation would inline (loops, `~`) through filters that spend and check."""
 
+    def __init__(self, alone: list[nodes.For]) -> None:
+        self._alone = {id(node) for node in alone}
+
     def visit_For(self, node: nodes.For) -> nodes.Node:
+        name = "_passes_alone" if id(node) in self._alone else "_passes"
         self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "_passes", [], [], None, None, lineno=node.lineno)
+        node.iter = nodes.Filter(node.iter, name, [], [], None, None, lineno=node.lineno)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -188,6 +205,12 @@ def _passes(context: Context, value: Any) -> Any:
         return _paid(iter(value))
     _spend(count)
     return value
+
+
+@jinja2.pass_context
+def _passes_alone(context: Context, value: Any) -> Any:
+    """`_passes` of a loop that may leave marks (`template_trace`)."""
+    return value.main(_spend) if isinstance(value, View) else _passes(context, value)
 
 
 def _paid(items: Iterator[Any]) -> Iterator[Any]:
@@ -225,13 +248,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _tojson
         self.filters = {name: _bounded_filter(name, function) for name, function in self.filters.items()}
-        self.filters.update(_passes=_passes, _joined=_joined)
+        self.filters.update(_passes=_passes, _passes_alone=_passes_alone, _joined=_joined)
         self.globals.pop("lipsum")
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(namespace=traced_namespace, cycler=_cycler, joiner=_joiner)
 
     def load_source(self, source: str) -> jinja2.Template:
         """Compile with the budget built in. Raises jinja2.TemplateSyntaxError."""
-        return self.from_string(_BudgetTransformer().visit(self.parse(source)))
+        tree = self.parse(source)
+        alone = [] if keeps_iterators(tree) else loops_alone(tree)
+        return install(self.from_string(_BudgetTransformer(alone).visit(tree)))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _spend(CALL_STEPS)
@@ -247,18 +273,29 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return checked(super().call_binop(context, operator, left, right))
 
 
-def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    """Render within the limits. Raises whatever the template raises, TemplateLimit among it."""
-    token = _budget.set(Budget(MAX_STEPS))
+def render(template: jinja2.Template, variables: dict[str, Any], trace: Trace | None = None) -> str:
+    """Render within the limits. Raises whatever the template raises, TemplateLimit among it.
+
+    trace: follows what is read of its messages, which `variables` hold as its view. Where it begins at a mark
+    the text is what comes behind that mark.
+    """
+    token, tracing_token = _budget.set(Budget(MAX_STEPS)), tracing(trace)
     try:
-        parts, size = [], 0
+        parts: list[str] = []
+        size, skipped = 0, False
         for part in template.generate(variables):
+            if trace is not None:
+                if trace.skipped and not skipped:
+                    skipped, size = True, trace.written
+                    parts.clear()
+                trace.written += len(part)
             size += len(part)
             if size > MAX_OUTPUT_CHARS:
                 raise TemplateLimit(f"the chat template's output is above {MAX_OUTPUT_CHARS} characters")
             parts.append(part)
-        return "".join(parts)
+        return "" if trace is not None and trace.skipped and not skipped else "".join(parts)
     finally:
+        end_tracing(tracing_token)
         _budget.reset(token)
 
 
@@ -280,4 +317,14 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    return note_time(format, datetime.now().strftime(format))
+
+
+def _cycler(*items: Any) -> Cycler:
+    refuse_if_traced("cycler")
+    return Cycler(*items)
+
+
+def _joiner(sep: str = ", ") -> Joiner:
+    refuse_if_traced("joiner")
+    return Joiner(sep)

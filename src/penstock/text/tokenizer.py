@@ -22,6 +22,7 @@ from penstock.text.pieces import SPELLINGS
 from penstock.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 # Far above any context; the regular-expression engine gives up on (and panics over) single words of more
@@ -51,6 +52,11 @@ class Tokenizer:
         self.infill_ids = vocabulary.infill_ids
         self.strip_leading_space: bool = vocabulary.strip_leading_space
 
+    @property
+    def backend(self) -> Backend:
+        """The library's own, for what can be asked of it about added tokens."""
+        return self._backend
+
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """From a GGUF file, or a folder with tokenizer.json.
@@ -78,6 +84,15 @@ class Tokenizer:
         """`encode` of each text."""
         return self._run(self._backend if parse_special else self._literal_backend(), texts, add_special)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode(text)`, and the characters [first, last) that each id stands for."""
+        check_text(text)
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except BaseException as error:  # noqa: BLE001  (see _unencodable)
+            raise _unencodable(error) from None
+        return encoding.ids, encoding.offsets
+
     def encode_continuation(self, text: str, parse_special: bool = True) -> list[int]:
         """Ids of `text` as it would go on mid-sentence: no automatic leading space, nothing around it."""
         backend = self._continuations.get(parse_special)
@@ -90,14 +105,7 @@ class Tokenizer:
     def _run(self, backend: Backend, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         for text in texts:
             check_text(text)
-        try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
-        except BaseException as error:
-            # A Rust panic derives from BaseException, so nothing above would catch it.
-            if type(error).__name__ == "PanicException" or isinstance(error, Exception):
-                raise InvalidRequest(f"the text can't be tokenized: {error}", param="prompt") from None
-            raise
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in encode_batch(backend, texts, add_special)]
 
     def _literal_backend(self) -> Backend:
         if self._literal is None:
@@ -163,6 +171,14 @@ class Tokenizer:
         return b"" if entry is None else self._spell(entry)
 
 
+def encode_batch(backend: Backend, texts: Sequence[str], add_special: bool) -> list[Encoding]:
+    """The library's encodings of checked texts. InvalidRequest for what it gives up on."""
+    try:
+        return backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
+    except BaseException as error:  # noqa: BLE001  (see _unencodable)
+        raise _unencodable(error) from None
+
+
 def check_text(text: str) -> None:
     """InvalidRequest for text that can't be encoded: lone surrogates, or more than MAX_TEXT_CHARS."""
     if len(text) > MAX_TEXT_CHARS:
@@ -175,6 +191,14 @@ def check_text(text: str) -> None:
             "send whole characters",
             param="prompt",
         ) from None
+
+
+def _unencodable(error: BaseException) -> BaseException:
+    """What to raise for an error of the library. A Rust panic derives from BaseException, so nothing above
+    would catch it."""
+    if type(error).__name__ == "PanicException" or isinstance(error, Exception):
+        return InvalidRequest(f"the text can't be tokenized: {error}", param="prompt")
+    return error
 
 
 def _copy(backend: Backend) -> Backend:

@@ -41,7 +41,7 @@ from penstock.wire.openai_responses_stream import LOGPROBS, Encoder
 from penstock.wire.openai_responses_tools import read_choice, read_tools, write_choice, write_tools
 from penstock.wire.openai_thinking import ThinkingField, read_budget, read_thinking
 
-__all__ = ["PATH", "Decoder", "Encoder", "ResponsesRequest", "read_request", "with_turns", "write_request"]
+__all__ = ["PATH", "Decoder", "Encoder", "ResponsesRequest", "read_request", "with_messages", "write_request"]
 
 PATH = "/v1/responses"
 Json = dict[str, Any]
@@ -146,14 +146,15 @@ def read_request(body: bytes, *, store: bool = True, more: Sequence[Json] = ()) 
     )
     if session is not None and _needs_turns(session):
         return call  # its messages are known when the stored ones are
-    return with_turns(call, items)
+    return with_messages(call, read_items(items))
 
 
-def with_turns(call: Call, items: list[Json]) -> Call:
-    """The call with the messages of all its turns: `items`, oldest first. Raises InvalidRequest."""
+def with_messages(call: Call, messages: tuple[Message, ...]) -> Call:
+    """The call with the messages of all its turns, oldest first, behind its instructions. Raises
+    InvalidRequest if there are none."""
     instructions = call.extra.get("instructions")
     head = () if instructions is None else (Message("system", (TextPart(instructions),)),)
-    messages = head + read_items(items)
+    messages = head + messages
     if not messages:
         raise InvalidRequest("input: nothing to answer; send a string or items", param="input")
     return msgspec.structs.replace(call, messages=messages)

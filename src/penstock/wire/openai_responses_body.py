@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from penstock.call import Call, Failure, TokenLogprob, Usage
+from penstock.call import Call, Failure, PrefixMiss, TokenLogprob, Usage
 from penstock.wire.openai_common import finite
 from penstock.wire.openai_responses_tools import write_choice, write_tools
 
@@ -83,6 +83,8 @@ OutputItem = OutputMessage | ReasoningOutput | FunctionCall | CustomToolCall
 class InputDetails(Struct):
     cached_tokens: int = 0
     cache_write_tokens: int = 0  # nobody is charged for those here
+    evicted_tokens: int | UnsetType = UNSET  # that the turn before had left in the cache
+    prefix_miss: PrefixMiss | UnsetType = UNSET
 
 
 class OutputDetails(Struct):
@@ -199,7 +201,11 @@ def usage_body(usage: Usage) -> ResponseUsage:
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
-        InputDetails(usage.cached_tokens),
+        InputDetails(
+            usage.cached_tokens,
+            evicted_tokens=usage.evicted_tokens or UNSET,
+            prefix_miss=usage.prefix_miss or UNSET,
+        ),
         OutputDetails(usage.reasoning_tokens),
     )
 

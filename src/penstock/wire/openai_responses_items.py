@@ -102,8 +102,9 @@ def item_type(item: Json) -> str:
     return str(kind)
 
 
-def read_items(items: Sequence[Json], path: str = "input") -> tuple[Message, ...]:
-    """Messages of items; `additional_tools` add none. Raises InvalidRequest naming the item."""
+def read_items(items: Sequence[Json], path: str = "input", first: int = 0) -> tuple[Message, ...]:
+    """Messages of items; `additional_tools` add none. Raises InvalidRequest naming the item, `first` being
+    the number of the first one."""
     messages: list[Message] = []
     turn: list[Part] = []  # of the assistant, so far
 
@@ -112,7 +113,7 @@ def read_items(items: Sequence[Json], path: str = "input") -> tuple[Message, ...
             messages.append(Message("assistant", tuple(turn)))
             turn.clear()
 
-    for i, item in enumerate(items):
+    for i, item in enumerate(items, first):
         kind, where = item_type(item), f"{path}[{i}]"
         if kind == "additional_tools":
             continue

@@ -9,6 +9,13 @@ from penstock.cli.launch.tool import ConfigFile, Setup, Target, Tool
 
 KEY_VARIABLE = "PENSTOCK_API_KEY"  # where the provider below says that its key is
 OUTPUT_BYTES = 10_000  # of a command's output that Codex shows to the model; its own default
+# Codex has its agent's instructions from the catalogue; without any, a model hears of skills and the sandbox.
+INSTRUCTIONS = """\
+You are a coding agent in a terminal. You work on the user's files until their request is done.
+Look at files before you change them. Change files with apply_patch, everything else goes through the shell.
+Make the smallest change that does what was asked, in the style of what is there, and run what shows it works.
+Go on by yourself: call tools instead of describing what you would do. Ask only if you can't find out.
+When you are done, say in a few sentences what you changed."""
 
 
 def configure(target: Target, folder: Path) -> Setup:
@@ -44,7 +51,8 @@ def _entry(target: Target) -> dict[str, object]:
         "priority": 0,
         "truncation_policy": {"mode": "bytes", "limit": OUTPUT_BYTES},
         "input_modalities": ["text"],
-        "base_instructions": "",
+        "base_instructions": INSTRUCTIONS,
+        "apply_patch_tool_type": "freeform",  # without it there is no tool that edits files
         "support_verbosity": False,
         "supports_parallel_tool_calls": True,
         "supports_reasoning_summaries": False,

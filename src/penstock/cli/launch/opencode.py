@@ -7,6 +7,8 @@ from pathlib import Path
 
 from penstock.cli.launch.tool import Setup, Target, Tool
 
+MIN_CONTEXT = 16_384
+
 
 def configure(target: Target, folder: Path) -> Setup:
     model = {
@@ -14,7 +16,7 @@ def configure(target: Target, folder: Path) -> Setup:
         "tool_call": True,
         "limit": {"context": target.context, "output": target.context // 4},
     }
-    config = {
+    config: dict[str, object] = {
         "$schema": "https://opencode.ai/config.json",
         "model": f"penstock/{target.model}",
         "small_model": f"penstock/{target.model}",  # for titles; else they go to a hosted model
@@ -27,6 +29,8 @@ def configure(target: Target, folder: Path) -> Setup:
             }
         },
     }
+    if target.context < MIN_CONTEXT:  # --force: where its own prompt is too long it would summarize for ever
+        config["compaction"] = {"auto": False}
     return Setup(environment={"OPENCODE_CONFIG_CONTENT": json.dumps(config)})
 
 
@@ -36,6 +40,6 @@ TOOL = Tool(
     install="npm install -g opencode-ai",
     configure=configure,
     reserved=("-m", "--model"),
-    min_context=16_384,
+    min_context=MIN_CONTEXT,
     min_version=(1, 0),
 )

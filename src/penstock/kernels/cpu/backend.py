@@ -10,10 +10,12 @@ import numpy as np
 from penstock.errors import ConfigError
 from penstock.kernels.backend import BackendOptions, KVForm, Role
 from penstock.kernels.cpu import _native
+from penstock.kernels.cpu.encoder import NativeEncoder
 from penstock.kernels.cpu.executable import Executable
 from penstock.kernels.cpu.memory import zeroed
 from penstock.kernels.cpu.packed_cache import PackedCache
 from penstock.kernels.cpu.weights import CpuWeights
+from penstock.kernels.encoder import EncoderProgram
 from penstock.kernels.ops import WeightTensor
 from penstock.kernels.program import Program
 
@@ -55,6 +57,9 @@ class CpuBackend:
 
     def compile(self, program: Program) -> Executable:
         return Executable(program, self._isa, self._threads)
+
+    def compile_encoder(self, program: EncoderProgram) -> NativeEncoder:
+        return NativeEncoder(program, self._isa, self._threads)
 
     def allocate_kv(self, layout: Any, num_blocks: int) -> np.ndarray:
         """uint8[num_blocks · block bytes], zero pages."""

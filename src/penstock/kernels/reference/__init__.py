@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from penstock.kernels.reference import attention as _attention
+from penstock.kernels.reference import encoder, mlp, moe, norm, rope
 from penstock.kernels.reference import linear as _linear
-from penstock.kernels.reference import mlp, moe, norm, rope
 from penstock.kernels.reference.plan import ReferencePlan
 
 
@@ -30,3 +30,6 @@ class ReferenceOps:
     route = staticmethod(moe.route)
     experts = staticmethod(moe.experts)
     add_sigmoid_gated = staticmethod(moe.add_sigmoid_gated)
+    layer_norm = staticmethod(encoder.layer_norm)
+    activate = staticmethod(encoder.activate)
+    attend_texts = staticmethod(encoder.attend_texts)

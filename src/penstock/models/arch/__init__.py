@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.errors import ModelRefused
 from penstock.models.arch import (
+    bert,
     gemma2,
     gemma3,
     gpt_oss,
@@ -42,6 +43,11 @@ def identify(source: WeightSource) -> tuple[Architecture, Config, TensorNames]:
     for architecture in ARCHITECTURES.values():
         if model_type in architecture.model_types:
             return architecture, Config(config), architecture.hf_names
+    if model_type in bert.MODEL_TYPES:
+        raise ModelRefused(
+            f"architecture {model_type!r} embeds, it does not generate; serve it beside a model "
+            "that does, with --embedding-models"
+        )
     known = ", ".join(t for a in ARCHITECTURES.values() for t in a.model_types)
     raise ModelRefused(f"architecture {model_type!r} is not supported; supported are {known}")
 

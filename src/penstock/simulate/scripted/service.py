@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from penstock.call import (
     FinishReason,
     ImagePart,
     Message,
+    PrefixMiss,
     PromptEcho,
     ReasoningDelta,
     ReasoningPart,
@@ -47,6 +49,7 @@ from penstock.simulate.scripted.tokens import pieces_of, text_of, token_of
 
 log = logging.getLogger("penstock.scripted")
 
+AROUND = 12  # tokens that are shown on either side of the first that differs
 IMAGE_TOKENS = 256  # what an image counts as; no matter, but more than nothing
 
 
@@ -213,6 +216,29 @@ class ScriptedModelService:
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         self._check_model(model)
         return text_of(tokens)
+
+    # ------------------------------------------------------------------ prefixes
+
+    async def explain_miss(self, before: Call, after: Call) -> PrefixMiss | None:
+        """By the first tool or message that differs; the script has no template that could move it."""
+        old, new = (pieces_of(_chat_text(call.messages, call.tools)) for call in (before, after))
+        token = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+        if token == len(old):
+            return None
+        shown = slice(max(0, token - AROUND), token + AROUND)
+        parts = [
+            *(f"tools[{i}]" for i, tool in enumerate(before.tools) if (tool,) != after.tools[i : i + 1]),
+            *(
+                f"messages[{i}].content"
+                for i, message in enumerate(before.messages)
+                if (message,) != after.messages[i : i + 1]
+            ),
+        ]
+        field = parts[0] if parts else "tools"
+        return PrefixMiss(token, field, "".join(old[shown]), "".join(new[shown]), len(old) - token)
+
+    def unpin(self, turn: str) -> None:
+        """Nothing is kept for a turn."""
 
 
 # ---------------------------------------------------------------------- prompts

@@ -1,0 +1,1 @@
+"""Batches: many calls in one request, answered when nobody waits, whoever dies meanwhile."""
