@@ -116,6 +116,7 @@ def test_every_declared_series_is_fed_and_no_other():
     subject.request_started()
     subject.request_ended("/x", 200, "stop")
     subject.cancelled("disconnect")
+    subject.batch_lines_ended("succeeded", 1)
     for observe in (subject.observe_ttft, subject.observe_itl, subject.observe_e2e, subject.observe_queue):
         observe("m", 0.1)
     subject.count_tokens("m", 1, 1, 1)
