@@ -27,7 +27,10 @@ RUN_BY = {
     "openai.md": "test_openai_docs.py",
     "anthropic.md": "test_anthropic_live.py",
     "ollama.md": "test_ollama_engine.py",
+    "embeddings.md": "test_embeddings_docs.py",
 }
+# The page whose every line of code is run by tests/cli/test_launch.py, with the agents' programs doubled.
+AGENTS = "agents.md"
 
 
 # Commands on these pages. Claude Code is proprietary and not installed: in its place stands Anthropic's SDK,
@@ -70,6 +73,9 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
 def test_every_block_of_every_page_has_a_test_that_runs_it():
     """Red if a page or a block is added that no test runs."""
     with_code = {page.name: blocks for page in DOCS.rglob("*.md") if (blocks := blocks_of(page))}
+    for _, code in with_code.pop(AGENTS):
+        assert all(line.startswith("penstock launch ") for line in code.splitlines()), code
+    assert AGENTS in (CLIENTS.parent / "cli" / "test_launch.py").read_text()
     assert with_code.keys() == RUN_BY.keys() | RUN_HERE.keys()
     for name, test in RUN_BY.items():
         source = (CLIENTS / test).read_text()
