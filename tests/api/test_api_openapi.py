@@ -11,6 +11,7 @@ import jsonschema_rs
 import pytest
 
 from conftest import parse, request
+from penstock.api.openapi.document import PARTS
 from support.scripted_service import MODEL
 
 CHAT = "/v1/chat/completions"
@@ -48,6 +49,16 @@ async def test_a_key_is_documented_only_where_it_is_needed(serve):
     assert document["paths"]["/health"]["get"]["security"] == []
     open_server = await serve()
     assert "securitySchemes" not in json.loads((await open_server.get("/openapi.json"))[2])["components"]
+
+
+async def test_every_answer_is_described_by_its_own_schema(serve):
+    """Red if two structs of one name take each other's place: clients generate code from it."""
+    document = json.loads((await (await serve()).get("/openapi.json"))[2])
+    count = document["paths"]["/v1/messages/count_tokens"]["post"]["responses"]["200"]["content"]
+    schema = count["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert document["components"]["schemas"][schema]["required"] == ["input_tokens"]
+    bodies = [body.__name__ for part in PARTS for body in part.BODIES]
+    assert len(bodies) == len(set(bodies))
 
 
 async def test_limits_in_the_document_are_those_enforced(serve):

@@ -165,7 +165,7 @@ def _rest(
         return _json(VersionBody(__version__))
 
     async def openapi(request: Request) -> Response:
-        from penstock.api.openapi import document  # its schemas are made when somebody asks
+        from penstock.api.openapi.document import document  # its schemas are made when somebody asks
 
         return _json(document([card.id for card in service.models()], settings.api_key is not None))
 

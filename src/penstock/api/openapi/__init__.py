@@ -1,0 +1,1 @@
+"""`/openapi.json`: a module for each API, each with the bodies and the paths of its routes."""
