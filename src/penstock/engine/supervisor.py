@@ -19,11 +19,11 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 
 import msgspec
 
 from penstock.config import EngineSettings
+from penstock.engine.child_log import ChildLog
 from penstock.engine.client import ZmqTransport
 from penstock.engine.messages import Delta, Progress, Ready, Submit
 from penstock.engine.sockets import SocketDir
@@ -36,7 +36,6 @@ MAX_PAUSE_S = 30.0  # between restarts; doubles from FIRST_PAUSE_S, the first re
 FIRST_PAUSE_S = 1.0
 STABLE_S = 60.0  # an engine that lived this long starts the pauses from zero again
 TERM_GRACE_S = 3.0  # SIGTERM until SIGKILL: a step of a large model may have to end first
-STDERR_LINES = 20  # of the last life, for the reason of a failed start
 
 log = logging.getLogger("penstock.engine.supervisor")
 
@@ -217,8 +216,7 @@ class _Life:
         self.client = client
         self._owner = owner
         self._born = time.monotonic()
-        self._last_lines: deque[str] = deque(maxlen=STDERR_LINES)
-        self._log_task = asyncio.create_task(self._pump_log(), name="engine-log")
+        self._log = ChildLog(process, "engine", log)
 
     @classmethod
     async def begin(
@@ -241,7 +239,7 @@ class _Life:
 
     async def ended(self) -> str:
         await self.process.wait()
-        await self._log_task  # the pipe ends with the process; its last lines are the reason
+        await self._log.end()
         return self.reason()
 
     def reason(self) -> str:
@@ -251,8 +249,7 @@ class _Life:
         if code < 0:
             hint = " (what the kernel sends when memory runs out)" if -code == signal.SIGKILL else ""
             return f"the engine process died of {signal.Signals(-code).name}{hint}"
-        last = f": {self._last_lines[-1]}" if self._last_lines else ""
-        return f"the engine process exited with status {code}{last}"
+        return f"the engine process exited with status {code}{self._log.last_words}"
 
     def age_s(self) -> float:
         return time.monotonic() - self._born
@@ -275,21 +272,7 @@ class _Life:
                 await self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        await self._log_task
-
-    async def _pump_log(self) -> None:
-        """The engine's stderr, line by line, into this process's log."""
-        assert self.process.stderr is not None
-        while True:
-            try:
-                line = await self.process.stderr.readline()
-            except ValueError:
-                continue  # a line over the reader's limit: its buffer was cleared
-            if not line:
-                return
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_lines.append(text)
-            log.info("engine %d: %s", self.process.pid, text)
+        await self._log.end()
 
     # ------------------------------------------------------------------ Listener of the connection
 

@@ -31,6 +31,7 @@ from penstock.wire.anthropic_dialect import ANTHROPIC
 from penstock.wire.anthropic_signature import SIGNER, Signing
 from penstock.wire.fold import ChoiceFold, Fold, Run
 from penstock.wire.openai_common import encode
+from penstock.wire.upstream_events import UpstreamEvents
 
 ID_PREFIX = "msg_"
 PING = sse.named_frame(b"ping", b'{"type":"ping"}')
@@ -316,38 +317,17 @@ class UpstreamEvent(Struct):
 _decode_event = msgspec.json.Decoder(UpstreamEvent).decode
 
 
-class Decoder:
-    """SSE bytes of an upstream → Events: `feed` takes any split of the bytes, `close` their end.
-
-    An end without `message_stop` is a Failure: a cut answer never passes for a whole one. Blocks that no call
-    of ours asks for (server-side tools) are left out.
+class Decoder(UpstreamEvents):
+    """See UpstreamEvents; the end is `message_stop`. Blocks that no call of ours asks for (server-side tools)
+    are left out.
     """
 
     def __init__(self) -> None:
-        self._parser = sse.SseParser()
+        super().__init__()
         self._counts = UpstreamUsage()
         self._calls = 0
         self._input: Any = None  # of the open tool_use block, as long as no delta said it
         self._finish: Finish | None = None
-        self._over = False
-
-    def feed(self, data: bytes) -> list[Event]:
-        events: list[Event] = []
-        if self._over:
-            return events
-        try:
-            frames = self._parser.feed(data)
-        except ValueError as error:
-            return [self._fail(f"the upstream sent {error}")]
-        for _, payload in frames:
-            events.extend(self._frame(payload))
-            if self._over:
-                break
-        return events
-
-    def close(self) -> list[Event]:
-        """[] after `message_stop` or an error, else a Failure."""
-        return [] if self._over else [self._fail("the upstream closed the stream before its end")]
 
     def _frame(self, payload: bytes) -> list[Event]:
         try:
@@ -419,7 +399,3 @@ class Decoder:
         self._over = True
         kind, status = _KINDS.get(error.type, ("service_unavailable_error", 503))
         return Failure(kind, error.message, status)
-
-    def _fail(self, message: str) -> Failure:
-        self._over = True
-        return Failure("service_unavailable_error", message, 503)

@@ -1,9 +1,4 @@
-"""The upstream side of the Responses format: SSE bytes → Events.
-
-Invariants: any split of the bytes gives the same events; the last event is Done or Failure, exactly once;
-after it everything else is ignored. A stream without a terminal event ends in a Failure: a cut answer never
-passes for a whole one.
-"""
+"""The upstream side of the Responses format: SSE bytes → Events."""
 
 from __future__ import annotations
 
@@ -24,9 +19,9 @@ from penstock.call import (
     ToolCallDelta,
     TopLogprob,
 )
-from penstock.wire import sse
 from penstock.wire.openai_responses_body import Logprob, ResponseUsage, usage_event
 from penstock.wire.openai_responses_tools import INPUT, flat_name
+from penstock.wire.upstream_events import UpstreamEvents
 
 _HEAD, _TAIL = f'{{"{INPUT}":"', '"}'  # around a custom tool's input
 _TERMINAL = ("response.completed", "response.incomplete")
@@ -37,32 +32,13 @@ _ARGUMENTS = ("response.function_call_arguments.delta", "response.custom_tool_ca
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError, AttributeError)
 
 
-class Decoder:
-    """`feed(bytes)` returns the events that they complete; `close()` says what their end means."""
+class Decoder(UpstreamEvents):
+    """See UpstreamEvents; the end is one of the terminal events."""
 
     def __init__(self) -> None:
-        self._parser = sse.SseParser()
+        super().__init__()
         self._calls: dict[int, int] = {}  # output index -> call index
         self._custom: set[int] = set()  # output indices of custom tools' calls
-        self._over = False
-
-    def feed(self, data: bytes) -> list[Event]:
-        events: list[Event] = []
-        if self._over:
-            return events
-        try:
-            frames = self._parser.feed(data)
-        except ValueError as error:
-            return [self._fail(f"the upstream sent {error}")]
-        for _, payload in frames:
-            events.extend(self._frame(payload))
-            if self._over:
-                break
-        return events
-
-    def close(self) -> list[Event]:
-        """[] after a terminal event; else a Failure."""
-        return [] if self._over else [self._fail("the upstream closed the stream before its end")]
 
     def _frame(self, payload: bytes) -> list[Event]:
         if payload == b"[DONE]":
@@ -114,10 +90,6 @@ class Decoder:
             reason = "content_filter" if details.get("reason") == "content_filter" else "length"
         usage = msgspec.convert(response.get("usage"), ResponseUsage | None)
         return [Finish(0, reason), Done(usage_event(usage))]
-
-    def _fail(self, message: str) -> Failure:
-        self._over = True
-        return Failure("service_unavailable_error", message, 503)
 
 
 def _escaped(text: str) -> str:

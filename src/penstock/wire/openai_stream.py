@@ -1,9 +1,4 @@
-"""The upstream side of both OpenAI formats: SSE bytes → Events.
-
-Invariants: any split of the bytes gives the same events; the last event is Done or Failure, exactly
-once; after it everything else is ignored. A stream that ends without `[DONE]` and without a finish
-of every choice ends in a Failure: a cut answer never passes for a whole one.
-"""
+"""The upstream side of both OpenAI formats: SSE bytes → Events."""
 
 from __future__ import annotations
 
@@ -12,9 +7,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from penstock.call import Done, Event, Failure, Finish, Usage
-from penstock.wire import sse
+from penstock.call import Done, Event, Finish, Usage
 from penstock.wire.openai_common import ErrorDetail, UsageBody, failure_event, usage_event
+from penstock.wire.upstream_events import UpstreamEvents
 
 
 class ChunkChoice(Protocol):
@@ -37,33 +32,18 @@ _REASONS = {
 }
 
 
-class ChunkStream:
-    """`feed(bytes)` returns the events that they complete; `close()` says what their end means."""
+class ChunkStream(UpstreamEvents):
+    """See UpstreamEvents; the end is `[DONE]`, or the finish of every choice."""
 
     def __init__(
         self, decode: Callable[[bytes], Any], choice_events: Callable[[Any], Sequence[Event]]
     ) -> None:
-        self._parser = sse.SseParser()
+        super().__init__()
         self._decode = decode
         self._choice_events = choice_events
         self._usage = Usage()
         self._open: set[int] = set()
         self._finished = False
-        self._over = False
-
-    def feed(self, data: bytes) -> list[Event]:
-        events: list[Event] = []
-        if self._over:
-            return events
-        try:
-            frames = self._parser.feed(data)
-        except ValueError as error:
-            return [self._fail(f"the upstream sent {error}")]
-        for _, payload in frames:
-            events.extend(self._frame(payload))
-            if self._over:
-                break
-        return events
 
     def close(self) -> list[Event]:
         """[] after `[DONE]` or an error; Done if every choice had finished; else a Failure."""
@@ -72,7 +52,7 @@ class ChunkStream:
         if self._finished and not self._open:
             self._over = True
             return [Done(self._usage)]
-        return [self._fail("the upstream closed the stream before its end")]
+        return super().close()
 
     def _frame(self, payload: bytes) -> list[Event]:
         if payload == b"[DONE]":
@@ -98,10 +78,6 @@ class ChunkStream:
                 self._open.discard(choice.index)
                 events.append(_finish(choice))
         return events
-
-    def _fail(self, message: str) -> Failure:
-        self._over = True
-        return Failure("service_unavailable_error", message, 503)
 
 
 def _finish(choice: ChunkChoice) -> Finish:

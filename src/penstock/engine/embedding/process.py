@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections import deque
 
 import numpy as np
 
+from penstock.engine.child_log import ChildLog
 from penstock.engine.embedding.messages import (
     LENGTH,
     Batch,
@@ -24,7 +24,6 @@ from penstock.engine.embedding.messages import (
 from penstock.errors import EngineUnavailable, from_kind
 from penstock.kernels.encoder import TextBatch
 
-STDERR_LINES = 20  # kept as the reason of a death
 TERM_GRACE_S = 2.0
 
 log = logging.getLogger("penstock.engine.embedding")
@@ -36,8 +35,7 @@ class WorkerProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._turn = asyncio.Lock()
-        self._last_lines: deque[str] = deque(maxlen=STDERR_LINES)
-        self._log_task = asyncio.create_task(self._pump_log(), name="penstock-embedding-log")
+        self._log = ChildLog(process, "embedding", log)
 
     @classmethod
     async def begin(cls, model: str, backend: str, threads: int | None) -> tuple[WorkerProcess, Loaded]:
@@ -90,7 +88,7 @@ class WorkerProcess:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        await self._log_task
+        await self._log.end()
 
     async def _read(self) -> ToGateway:
         assert self._process.stdout is not None
@@ -102,21 +100,8 @@ class WorkerProcess:
 
     async def _death(self) -> EngineUnavailable:
         code = await self._process.wait()
-        await self._log_task
-        last = f": {self._last_lines[-1]}" if self._last_lines else ""
+        await self._log.end()
         return EngineUnavailable(
-            f"the embedding process ended with status {code}{last}; send the request again", retry_after_s=1.0
+            f"the embedding process ended with status {code}{self._log.last_words}; send the request again",
+            retry_after_s=1.0,
         )
-
-    async def _pump_log(self) -> None:
-        assert self._process.stderr is not None
-        while True:
-            try:
-                line = await self._process.stderr.readline()
-            except ValueError:
-                continue  # a line over the reader's limit: its buffer was cleared
-            if not line:
-                return
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_lines.append(text)
-            log.info("embedding %d: %s", self._process.pid, text)
